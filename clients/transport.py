@@ -1,0 +1,172 @@
+"""The seam between the client's logic and the network: tensors in and out, errors as `errors.py` draws them.
+
+In production gRPC to NVIDIA Triton Inference Server; in tests anything with the same two methods.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Protocol
+
+import numpy as np
+import tritonclient.grpc as triton
+import tritonclient.grpc.aio as triton_aio
+from tritonclient.utils import InferenceServerException
+
+from ..foundation.schema import WIRE
+from .errors import (
+    DeadlineExceeded,
+    FrontrowError,
+    InvalidRequest,
+    ModelNotFound,
+    Overloaded,
+    ServerFault,
+    ServerUnavailable,
+)
+
+_CHANNEL_OPTIONS = [
+    # A history of 100,000 events or a slice of a catalogue is larger than gRPC's 4 MiB. −1 is no limit.
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    # Data that a dead peer does not acknowledge breaks the connection after 10 s: TCP_USER_TIMEOUT follows
+    # the keepalive timeout. Pings more frequent than every 300 s make Triton Server hang up by default.
+    ("grpc.keepalive_time_ms", 300_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    # The pause between attempts to reconnect grows to two minutes by default: too long after a restart.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+]
+
+# Triton Server says UNAVAILABLE both for a full queue and for a version that is being loaded or unloaded, and
+# gRPC says it when nothing answers. Only the words tell them apart.
+_QUEUE_FULL = re.compile(r"maximum queue size|timeout expired", re.IGNORECASE)
+_NOT_LOADED = re.compile(r"unknown model|not at ready state|no available versions", re.IGNORECASE)
+
+
+class Transport(Protocol):
+    """Calls a served model. Must be safe to use from several threads at once."""
+
+    def infer(
+        self, model: str, inputs: dict[str, np.ndarray], *, timeout_s: float, version: str = ""
+    ) -> dict[str, np.ndarray]:
+        """Outputs by name for inputs by name, both as `WIRE[model]` has them with a batch dimension in front.
+
+        BYTES are object arrays of `bytes`. `version` is a number as text; empty is the newest. Raises
+        FrontrowError when there is no answer within `timeout_s` seconds or the server refuses.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of connections. Closing twice is no error."""
+        ...
+
+
+class AsyncTransport(Protocol):
+    """The same for asyncio."""
+
+    async def infer(
+        self, model: str, inputs: dict[str, np.ndarray], *, timeout_s: float, version: str = ""
+    ) -> dict[str, np.ndarray]:
+        """See Transport.infer."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections. Closing twice is no error."""
+        ...
+
+
+class GrpcTransport:
+    """gRPC to a Triton Server at `url`, "host:port". One connection, shared by all threads.
+
+    Connects on the first call. Raises InvalidRequest if `url` carries a scheme such as http://.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = _checked(url)
+        self._client = triton.InferenceServerClient(url, channel_args=_CHANNEL_OPTIONS)
+
+    def infer(
+        self, model: str, inputs: dict[str, np.ndarray], *, timeout_s: float, version: str = ""
+    ) -> dict[str, np.ndarray]:
+        """See Transport.infer."""
+        tensors = _encode(model, inputs)
+        try:
+            result = self._client.infer(model, tensors, version, client_timeout=timeout_s)
+        except InferenceServerException as error:
+            raise _translate(error, self._url, model, version, timeout_s) from error
+        return _decode(model, result, self._url)
+
+    def close(self) -> None:
+        self._client.close()
+
+
+class AsyncGrpcTransport:
+    """The same for asyncio. To be used within one event loop."""
+
+    def __init__(self, url: str) -> None:
+        self._url = _checked(url)
+        # Made on the first call, because a channel belongs to the event loop that runs when it is made.
+        self._client: triton_aio.InferenceServerClient | None = None
+
+    async def infer(
+        self, model: str, inputs: dict[str, np.ndarray], *, timeout_s: float, version: str = ""
+    ) -> dict[str, np.ndarray]:
+        """See Transport.infer."""
+        tensors = _encode(model, inputs)
+        if self._client is None:
+            self._client = triton_aio.InferenceServerClient(self._url, channel_args=_CHANNEL_OPTIONS)
+        try:
+            result = await self._client.infer(model, tensors, version, client_timeout=timeout_s)
+        except InferenceServerException as error:
+            raise _translate(error, self._url, model, version, timeout_s) from error
+        return _decode(model, result, self._url)
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.close()
+
+
+def _checked(url: str) -> str:
+    if url.startswith(("http://", "https://")):
+        raise InvalidRequest(f"url {url!r} carries a scheme; gRPC takes host:port, such as localhost:8001")
+    return url
+
+
+def _encode(model: str, inputs: dict[str, np.ndarray]) -> list[triton.InferInput]:
+    dtypes = {tensor.name: tensor.dtype for tensor in WIRE[model][0]}
+    return [
+        triton.InferInput(name, list(array.shape), dtypes[name]).set_data_from_numpy(array)
+        for name, array in inputs.items()
+    ]
+
+
+def _decode(model: str, result: Any, url: str) -> dict[str, np.ndarray]:
+    outputs = {tensor.name: result.as_numpy(tensor.name) for tensor in WIRE[model][1]}
+    if missing := [name for name, array in outputs.items() if array is None]:
+        raise ServerFault(f"model {model!r} at {url} answered without {missing}; is it a Frontrow server?")
+    return outputs
+
+
+def _translate(error: InferenceServerException, url: str, model: str, version: str, timeout_s: float) -> FrontrowError:
+    status, words = (error.status() or "").removeprefix("StatusCode."), error.message() or ""
+    what = f"model {model!r}" + (f" version {version}" if version else "")
+    match status:
+        case "INVALID_ARGUMENT":
+            return InvalidRequest(words)
+        case "DEADLINE_EXCEEDED":
+            return DeadlineExceeded(
+                f"no answer from {what} at {url} within {timeout_s:g} s; raise timeout_s, or look at its load"
+            )
+        case "RESOURCE_EXHAUSTED":
+            return Overloaded(f"{url} has no capacity for {what}: {words}; ask again later, or add servers")
+        case "UNAVAILABLE" if _QUEUE_FULL.search(words):
+            return Overloaded(f"the queue of {what} at {url} is full: {words}; ask again later, or add servers")
+        case "UNAVAILABLE" | "NOT_FOUND" if status == "NOT_FOUND" or _NOT_LOADED.search(words):
+            return ModelNotFound(
+                f"{url} does not hold {what}: {words}; if it is just changing bundles ask again, "
+                "else start it with `frontrow serve` on that bundle"
+            )
+        case "UNAVAILABLE":
+            return ServerUnavailable(f"no server at {url}; start one with `frontrow serve` ({words})")
+        case _:
+            return ServerFault(f"{what} at {url} failed with {status}: {words}; the server's log says more")

@@ -1,0 +1,289 @@
+"""A bundle: one directory with everything a server needs from a training run, verified before it is used.
+
+JSON and safetensors only: nothing in it can execute. Written to a temporary directory, fsynced, renamed, so that a
+half-written bundle never bears a bundle's name. Loading checks every sha256 and every shape and names what is wrong.
+Shape letters: B members, T events, C encoded columns, N titles, D vector width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .events import Encoded
+from .model import FoundationModel, ModelConfig
+from .schema import FIRST, Schema, SchemaError, Vocabulary
+from .titles import Titles, encode_titles
+
+FORMAT, FORMAT_VERSION = "frontrow-bundle", 1
+MANIFEST = "manifest.json"
+_JSON_FILES = ("vocabularies.json", "titles.json", "rows.json", "known.json")
+_TENSOR_FILES = ("model.safetensors", "vectors.safetensors", "members.safetensors", "candidates.safetensors",
+                 "row_ranker.safetensors")  # fmt: skip
+
+
+class BundleError(ValueError):
+    """A bundle cannot be used; the message names the file and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle in memory.
+
+    vectors: title vectors float32 [N, D]. histories: stored events of `member_ids` int64 [B], sorted.
+    candidates: precomputed lists (see training/export.py). row_ranker: its weights. rows, known: parsed JSON.
+    """
+
+    path: Path
+    version: int
+    manifest: Mapping[str, Any]
+    schema: Schema
+    vocabularies: Mapping[str, Vocabulary]
+    titles: Titles
+    title_ids: np.ndarray
+    weights: Mapping[str, Tensor]
+    vectors: Tensor
+    member_ids: np.ndarray
+    histories: Encoded
+    candidates: Mapping[str, Tensor]
+    row_ranker: Mapping[str, Tensor]
+    rows: Any
+    known: Any
+
+    def build_model(self) -> FoundationModel:
+        """The foundation model in evaluation mode. Raises BundleError if the weights do not fit its config."""
+        try:
+            config = ModelConfig(**self.manifest["model_config"])
+            sizes = {name: v.size for name, v in self.vocabularies.items()}
+            model = FoundationModel(self.schema, config, sizes, torch.from_numpy(self.title_ids))
+            model.load_state_dict(dict(self.weights))
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise BundleError(f"{self.path / 'model.safetensors'} does not fit the manifest: {error}") from error
+        return model.eval()
+
+
+def vocabularies_by_path(schema: Schema, vocabularies: Mapping[str, Vocabulary]) -> dict[str, Vocabulary]:
+    """Vocabularies by event field name → by path, as `encode_titles` wants them."""
+    return {f.path: vocabularies[f.name] for f in schema.fields if f.name in vocabularies}
+
+
+def write_bundle(
+    bundles: Path,
+    manifest: Mapping[str, Any],
+    documents: Mapping[str, Any],
+    titles: Titles,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+) -> Path:
+    """Write the next numbered bundle under `bundles` and return its directory.
+
+    manifest: schema, model_config, metrics, data_fingerprint, index, as_of. documents: JSON values by file name.
+    tensors: by file name, then tensor name.
+    """
+    bundles.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=bundles))
+    try:
+        for name, value in documents.items():
+            (scratch / name).write_text(json.dumps(value, ensure_ascii=False, separators=(",", ":")), "utf-8")
+        titles.save(scratch / "titles.json")
+        for name, group in tensors.items():
+            save_file({k: t.detach().cpu().contiguous() for k, t in group.items()}, scratch / name)
+        files = {p.name: {"sha256": _sha256(p), "bytes": p.stat().st_size} for p in sorted(scratch.iterdir())}
+        version = max(bundle_versions(bundles), default=0) + 1
+        schema: Schema = manifest["schema"]
+        text = json.dumps(
+            {
+                "format": FORMAT,
+                "format_version": FORMAT_VERSION,
+                "version": version,
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                **manifest,
+                "schema": schema.to_dict(),
+                "schema_hash": schema.hash,
+                "versions": _versions(),
+                "files": files,
+            },
+            indent=1,
+        )
+        (scratch / MANIFEST).write_text(text, "utf-8")
+        for file in [*scratch.iterdir(), scratch]:
+            _fsync(file)
+        final = bundles / str(version)
+        scratch.chmod(0o755)
+        scratch.rename(final)
+        _fsync(bundles)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    return final
+
+
+def bundle_versions(bundles: Path) -> list[int]:
+    """Numbers of the bundles under a directory, rising."""
+    if not bundles.is_dir():
+        return []
+    return sorted(int(p.name) for p in bundles.iterdir() if p.name.isdigit() and (p / MANIFEST).is_file())
+
+
+def newest_bundle(bundles: Path) -> Path:
+    """The active bundle: the one with the highest number. Raises BundleError if there is none."""
+    versions = bundle_versions(bundles)
+    if not versions:
+        raise BundleError(
+            f"no bundle in {bundles}; make one with `frontrow train` and `frontrow export`, or `make demo`"
+        )
+    return bundles / str(versions[-1])
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest, every file's size and sha256 checked. Raises BundleError naming the file."""
+    file = path / MANIFEST
+    try:
+        manifest = json.loads(file.read_bytes())
+    except FileNotFoundError as error:
+        raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}") from error
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{file} cannot be read as JSON: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise BundleError(f"{file} is not the manifest of a Frontrow bundle")
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise BundleError(
+            f"{file} has format version {manifest.get('format_version')!r}, this Frontrow reads {FORMAT_VERSION}; "
+            "export the bundle again"
+        )
+    files = manifest.get("files")
+    if not isinstance(files, dict):
+        raise BundleError(f"{file} lists no files")
+    for name in (*_JSON_FILES, *_TENSOR_FILES):
+        if name not in files:
+            raise BundleError(f"{file} does not list {name}")
+        part, said = path / name, files[name]
+        if not part.is_file():
+            raise BundleError(f"{part} is missing")
+        if part.stat().st_size != said.get("bytes"):
+            raise BundleError(f"{part} has {part.stat().st_size} bytes, the manifest says {said.get('bytes')}")
+        if (found := _sha256(part)) != said.get("sha256"):
+            raise BundleError(f"{part} is corrupt: sha256 {found}, the manifest says {said.get('sha256')}")
+    return manifest
+
+
+def load_bundle(path: Path) -> Bundle:
+    """Verify and read a bundle. Raises BundleError naming the file that is missing, corrupt, foreign or misshapen."""
+    path = Path(path).resolve()
+    manifest = read_manifest(path)
+    try:
+        schema = Schema.from_dict(manifest["schema"])
+        version = int(manifest["version"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{path / MANIFEST}: {error}") from error
+    if schema.hash != manifest.get("schema_hash"):
+        raise BundleError(
+            f"{path / MANIFEST}: the schema's hash is {schema.hash}, the manifest says {manifest.get('schema_hash')}; "
+            "the bundle was made by another version of Frontrow, export it again"
+        )
+    documents = {name: _read_json(path / name) for name in _JSON_FILES if name != "titles.json"}
+    tensors = {name: _read_tensors(path / name) for name in _TENSOR_FILES}
+    try:
+        titles = Titles.load(path / "titles.json")
+        vocabularies = {name: Vocabulary(v) for name, v in documents["vocabularies.json"].items()}
+        title_ids = encode_titles(schema, vocabularies_by_path(schema, vocabularies), titles)
+    except (AttributeError, KeyError, SchemaError, TypeError, ValueError) as error:
+        raise BundleError(f"{path}: titles.json and vocabularies.json do not fit the schema: {error}") from error
+    members, vectors = tensors["members.safetensors"], tensors["vectors.safetensors"]
+    count = len(titles)
+    expected = {
+        "vectors.safetensors": {"titles": (count, schema.id_field.width)},
+        "members.safetensors": {
+            "member_ids": (None,),
+            "offsets": (_rows(members, "member_ids") + 1,),
+            "ids": (None, schema.width),
+            "timestamp": (_rows(members, "ids"),),
+        },
+        "candidates.safetensors": {
+            "popularity": (count,),
+            "item_item": (count, None),
+            "item_item_scores": (count, None),
+            "user_user": (_rows(members, "member_ids"), None),
+        },
+    }
+    for name, shapes in expected.items():
+        _check_shapes(path / name, tensors[name], shapes)
+    if vocabularies[schema.id_field.name].values != titles.ids.tolist():
+        raise BundleError(f"{path / 'vocabularies.json'}: the title ids are not those of titles.json")
+    top = int(members["ids"].max()) if members["ids"].numel() else 0
+    if int(members["offsets"][-1]) != len(members["ids"]) or top >= FIRST + max(count, 1_000_000):
+        raise BundleError(f"{path / 'members.safetensors'}: offsets or ids are out of range")
+    histories = Encoded(members["ids"].numpy(), members["timestamp"].numpy(), members["offsets"].numpy())
+    return Bundle(
+        path=path, version=version, manifest=manifest, schema=schema, vocabularies=vocabularies, titles=titles,
+        title_ids=title_ids, weights=tensors["model.safetensors"], vectors=vectors["titles"],
+        member_ids=members["member_ids"].numpy(), histories=histories, candidates=tensors["candidates.safetensors"],
+        row_ranker=tensors["row_ranker.safetensors"], rows=documents["rows.json"], known=documents["known.json"],
+    )  # fmt: skip
+
+
+def _rows(tensors: Mapping[str, Tensor], name: str) -> int:
+    return len(tensors[name]) if name in tensors else -1
+
+
+def _check_shapes(file: Path, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int | None, ...]]) -> None:
+    for name, shape in shapes.items():
+        if name not in tensors:
+            raise BundleError(f"{file} lacks the tensor {name!r}")
+        found = tuple(tensors[name].shape)
+        if len(found) != len(shape) or any(w is not None and w != f for w, f in zip(shape, found, strict=True)):
+            wanted = ["any" if s is None else s for s in shape]
+            raise BundleError(f"{file}: tensor {name!r} has shape {list(found)}, expected {wanted}")
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_bytes())
+    except ValueError as error:
+        raise BundleError(f"{file} is not JSON: {error}") from error
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise BundleError(f"{file} is not a safetensors file: {error}") from error
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _versions() -> dict[str, str]:
+    def version(package: str) -> str:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return "not installed"
+
+    names = ("frontrow", "torch", "numpy", "safetensors", "faiss-cpu")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}

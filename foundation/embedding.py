@@ -1,0 +1,73 @@
+"""Events → [T, M] through kernels.event_embedding, and titles → [N, D]: an id embedding mixed with metadata.
+
+Shape letters: T tokens, C encoded columns, M d_model, N titles, D vector width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels.event_embedding import event_embedding
+from .schema import FIRST, UNKNOWN, Field, Schema
+
+
+def table_size(f: Field, sizes: Mapping[str, int]) -> int:
+    """Rows of a field's embedding table; `sizes` has those that depend on a vocabulary, by field name."""
+    return sizes[f.name] if f.has_vocabulary else f.fixed_size()
+
+
+class EventEmbedding(nn.Module):
+    """One table per field, concatenated and projected to M.
+
+    The id field's table is the title embedding that the title tower uses too: input and output are tied.
+    """
+
+    def __init__(
+        self,
+        fields: Sequence[Field],
+        spans: Mapping[str, tuple[int, int]],
+        sizes: Mapping[str, int],
+        d_model: int,
+    ) -> None:
+        super().__init__()
+        self.names = [f.name for f in fields]
+        self.spans = [spans[f.name] for f in fields]
+        self.tables = nn.ParameterDict(
+            {f.name: nn.Parameter(torch.randn(table_size(f, sizes), f.width) * f.width**-0.5) for f in fields}
+        )
+        self.projection = nn.Linear(sum(f.width for f in fields), d_model)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids int32 [T, C] → [T, M]."""
+        tables = [self.tables[name] for name in self.names]
+        return event_embedding(ids, tables, self.spans, self.projection.weight, self.projection.bias)
+
+
+class TitleTower(nn.Module):
+    """Title vector = id embedding + projected metadata, so that a title unseen in training has a usable vector.
+
+    In training the id is replaced by the unknown id with probability `id_dropout`, so that metadata is really learnt
+    (the mixing of ids and metadata in Netflix's foundation-model post, 2025).
+    """
+
+    def __init__(self, schema: Schema, sizes: Mapping[str, int], width: int, metadata: Tensor, id_dropout: float):
+        super().__init__()
+        self.id_dropout = id_dropout
+        self.metadata: Tensor
+        self.register_buffer("metadata", metadata[FIRST:].contiguous(), persistent=False)  # int32 [N, title columns]
+        self.known: Tensor
+        self.register_buffer("known", torch.ones(len(metadata) - FIRST, dtype=torch.bool))
+        self.embedding = None
+        if schema.title_fields:
+            self.embedding = EventEmbedding(schema.title_fields, schema.title_spans, sizes, width)
+
+    def forward(self, id_table: Tensor) -> Tensor:
+        """id_table [FIRST+N, D] → title vectors [N, D]; a title never seen in training uses the unknown id's row."""
+        use_id = self.known
+        if self.training and self.id_dropout:
+            use_id = use_id & (torch.rand(len(use_id), device=use_id.device) >= self.id_dropout)
+        vectors = torch.where(use_id[:, None], id_table[FIRST:], id_table[UNKNOWN])
+        return vectors if self.embedding is None else vectors + self.embedding(self.metadata)

@@ -1,0 +1,62 @@
+"""One head per target field; their losses are summed with the schema's weights, each logged.
+
+The title head is the dot product of member and title vectors: what is trained is what is served.
+Shape letters: T tokens, M d_model, D vector width, N titles, V values of a field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+
+from .embedding import table_size
+from .schema import FIRST, Schema
+
+
+class Heads(nn.Module):
+    """Predicts the action fields of event t from the hidden state of token t."""
+
+    def __init__(self, schema: Schema, sizes: Mapping[str, int], d_model: int, vector_width: int) -> None:
+        super().__init__()
+        self.schema = schema
+        self.member = nn.Linear(d_model, vector_width)
+        self.fields = [f for f in schema.fields if f.loss_weight and f.kind != "id" and table_size(f, sizes) > FIRST]
+        self.linear = nn.ModuleDict({f.name: nn.Linear(d_model, table_size(f, sizes) - FIRST) for f in self.fields})
+
+    def losses(self, hidden: Tensor, title_vectors: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Mean loss per field over the tokens that have it: hidden [T, M], targets int32 [T, C] → {name: scalar}.
+
+        Cross-entropy over all N titles and over a field's V values; for a multi-valued field, binary cross-entropy
+        per value. Absent and unknown targets count for nothing.
+        """
+        id_field = self.schema.id_field
+        title = targets[:, self.schema.spans[id_field.name][0]].long() - FIRST
+        logits = (self.member(hidden) @ title_vectors.T).float()
+        found = {id_field.name: _cross_entropy(logits, title)}
+        for f in self.fields:
+            start, stop = self.schema.spans[f.name]
+            logits = self.linear[f.name](hidden).float()
+            target = targets[:, start:stop].long() - FIRST
+            if f.kind == "categories":
+                several = torch.zeros(len(logits), logits.shape[1] + 1, device=logits.device)
+                several.scatter_(1, torch.where(target < 0, logits.shape[1], target), 1.0)
+                present = (target >= 0).any(dim=1, keepdim=True).float()
+                every = nnf.binary_cross_entropy_with_logits(logits, several[:, :-1], reduction="none")
+                found[f.name] = (every.sum(1, keepdim=True) * present).sum() / present.sum().clamp(min=1)
+            else:
+                found[f.name] = _cross_entropy(logits, target[:, 0])
+        return found
+
+    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum that is minimised."""
+        weights = {f.name: f.loss_weight for f in self.schema.fields}
+        return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+
+
+def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean over targets of at least 0; 0 where there is none."""
+    target = torch.where(target < 0, -100, target)
+    return nnf.cross_entropy(logits, target, reduction="sum") / (target >= 0).sum().clamp(min=1)

@@ -1,0 +1,89 @@
+"""Causal transformer over ragged histories: [T, M] → [T, M].
+
+Everything but attention works on the T real tokens; only attention pads, at the right, where the causal mask already
+hides the padding. Pre-norm blocks (RMSNorm), rotary positions, GELU.
+Shape letters: B members, T tokens of all histories, L longest history, M d_model, H heads.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+
+
+class Ragged:
+    """Where each token stands: offsets int64 [B+1] → position [T] within its history and slot [T] in [B·L]."""
+
+    def __init__(self, offsets: Tensor) -> None:
+        lengths = offsets.diff()
+        self.members = len(lengths)
+        self.longest = int(lengths.max()) if self.members else 0
+        member = torch.repeat_interleave(torch.arange(self.members, device=offsets.device), lengths)
+        self.position = torch.arange(len(member), device=offsets.device) - offsets[member]
+        self.slot = member * self.longest + self.position
+
+    def pad(self, x: Tensor) -> Tensor:
+        """[T, …] → [B, L, …], zeros at the right."""
+        padded = x.new_zeros(self.members * self.longest, *x.shape[1:])
+        return padded.index_copy(0, self.slot, x).view(self.members, self.longest, *x.shape[1:])
+
+    def unpad(self, x: Tensor) -> Tensor:
+        """[B, L, …] → [T, …]."""
+        return x.flatten(0, 1)[self.slot]
+
+
+def rotate(x: Tensor, position: Tensor) -> Tensor:
+    """Rotary position embedding (Su et al. 2021) of x [T, …, H, d] at position [T]."""
+    half = x.shape[-1] // 2
+    frequency = 10000.0 ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
+    angle = (position.float()[:, None] * frequency).view(len(position), *[1] * (x.dim() - 2), half)
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    a, b = x[..., :half], x[..., half:]
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each on the normalised input and added to it."""
+
+    def __init__(self, d_model: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.attention_norm = nn.RMSNorm(d_model)
+        self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
+        self.out = nn.Linear(d_model, d_model, bias=False)
+        self.feed_norm = nn.RMSNorm(d_model)
+        self.up = nn.Linear(d_model, 4 * d_model)
+        self.down = nn.Linear(4 * d_model, d_model)
+
+    def forward(self, x: Tensor, ragged: Ragged) -> Tensor:
+        """x [T, M] → [T, M]."""
+        count, width = x.shape
+        qkv = self.qkv(self.attention_norm(x)).view(count, 3, self.heads, width // self.heads)
+        q, k = rotate(qkv[:, :2], ragged.position).unbind(1)
+        padded = ragged.pad(torch.stack([q, k, qkv[:, 2]], dim=1))  # [B, L, 3, H, d]
+        q, k, v = padded.permute(2, 0, 3, 1, 4)
+        # No dropout on the attention weights: torch's CPU flash kernel has none, and falls back to [B, H, L, L].
+        attended = nnf.scaled_dot_product_attention(q, k, v, is_causal=True)
+        attended = ragged.unpad(attended.transpose(1, 2)).reshape(count, width)
+        x = x + nnf.dropout(self.out(attended), self.dropout, self.training)
+        fed = self.down(nnf.gelu(self.up(self.feed_norm(x))))
+        return x + nnf.dropout(fed, self.dropout, self.training)
+
+
+class Transformer(nn.Module):
+    """`layers` blocks and a final norm; the state after block k is what the row ranker reads (the subgraph)."""
+
+    def __init__(self, d_model: int, layers: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(d_model, heads, dropout) for _ in range(layers))
+        self.norm = nn.RMSNorm(d_model)
+
+    def forward(self, x: Tensor, offsets: Tensor, state_layer: int) -> tuple[Tensor, Tensor]:
+        """x [T, M], offsets int64 [B+1] → (final hidden [T, M], hidden after block `state_layer` [T, M])."""
+        ragged, state = Ragged(offsets), x
+        for number, block in enumerate(self.blocks, start=1):
+            x = block(x, ragged)
+            if number == state_layer:
+                state = x
+        return self.norm(x), state

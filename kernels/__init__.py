@@ -1,0 +1,1 @@
+"""Fused Triton-language kernels, one file per op."""

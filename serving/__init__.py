@@ -1,0 +1,1 @@
+"""From a bundle to a homepage: store, retrieval, ranking, page, Triton Server."""

@@ -1,0 +1,289 @@
+"""The whole homepage of a bundle in one process: encode → retrieve → score → rank rows → assemble.
+
+Every stage takes all members of a call at once; a member whose request is wrong gets an error of its own and the
+others their pages.
+Shape letters: B members, T tokens, C encoded columns (in a page: titles per row), K candidates, R rows, N titles,
+M d_model, D vector width.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..foundation.bundle import BundleError
+from ..kernels.candidate_scoring import candidate_scoring
+from .page import assemble
+from .requests import BadRequest, PageRequest, Prepared, RequestError, prepare
+from .retrieval import SOURCE_ID, retrieve
+from .store import Store
+
+CANDIDATES = 1000
+KNOWN_TOLERANCE = 5e-3  # between processors and precisions; a wrong or empty answer is far off
+
+
+@dataclass(frozen=True)
+class Page:
+    """row_ids int64 [R], row_scores float32 [R] (probability that the next title is among the row's first), title_ids
+    int64 [R, C] (−1 past the end of a row), title_scores float32 [R, C], sources uint8 [R, C]."""
+
+    row_ids: np.ndarray
+    row_scores: np.ndarray
+    title_ids: np.ndarray
+    title_scores: np.ndarray
+    sources: np.ndarray
+    info: dict[str, Any]
+
+
+class HomepageEngine:
+    """Answers page requests from a Store; `counters` has what was answered and what was not perfect."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.counters: Counter[str] = Counter()
+
+    def pages(self, requests: Sequence[PageRequest], now: float | None = None) -> list[Page | ValueError]:
+        """A page, or the error to give back, for each request, in order."""
+        clock = _Clock()
+        prepared = self.prepare(requests, time.time() if now is None else now)
+        good = [(r, p) for r, p in zip(requests, prepared, strict=True) if isinstance(p, Prepared)]
+        clock.lap("prepare")
+        made = iter(self._pages([r for r, _ in good], [p for _, p in good], clock) if good else ())
+        answers = [next(made) if isinstance(p, Prepared) else p for p in prepared]
+        self._count(prepared)
+        return answers
+
+    def prepare(self, requests: Sequence[PageRequest], now: float) -> list[Prepared | ValueError]:
+        """Each request checked, merged with what is stored and encoded; or the error to give back."""
+        prepared: list[Prepared | ValueError] = []
+        for request in requests:
+            try:
+                prepared.append(prepare(self.store, request, now))
+            except BadRequest as error:
+                prepared.append(error)
+        return prepared
+
+    def _pages(self, requests: list[PageRequest], prepared: list[Prepared], clock: _Clock) -> list[Page]:
+        store = self.store
+        vectors, states = self.encode(prepared)
+        clock.lap("encode")
+        titles, sources = retrieve(store, vectors.cpu().numpy(), [p.member for p in prepared], CANDIDATES)
+        if any(spec.seen != "exclude" for spec in store.rows.specs):
+            titles, sources = _with_history(titles, sources, prepared)
+        clock.lap("retrieve")
+        order, scores = self.score(vectors, titles, titles.shape[1])
+        row_scores = self.rank_rows(states)
+        clock.lap("score")
+        pages = []
+        for b, (request, p) in enumerate(zip(requests, prepared, strict=True)):
+            pages.append(self._page(request, p, titles[b], sources[b], order[b], scores[b], row_scores[b]))
+        clock.lap("assemble")
+        for page in pages:
+            page.info["stages_ms"] = clock.laps
+        return pages
+
+    @torch.inference_mode()
+    def encode(self, prepared: Sequence[Prepared]) -> tuple[Tensor, Tensor]:
+        """Member vectors [B, D] and row states [B, M]."""
+        tokens = torch.from_numpy(np.concatenate([p.tokens for p in prepared])).to(self.store.device)
+        lengths = [0, *(len(p.tokens) for p in prepared)]
+        offsets = torch.tensor(np.cumsum(lengths), device=self.store.device)
+        vectors, states = self.store.model.encode(tokens, offsets)
+        return vectors.float(), states.float()
+
+    @torch.inference_mode()
+    def score(self, vectors: Tensor, titles: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Title indices int64 [B, k] best first (−1 past the end) and scores float32 [B, k] of candidates [B, K]."""
+        candidates = torch.from_numpy(titles).to(vectors.device)
+        indices, scores = candidate_scoring(vectors, self.store.vectors, candidates, k)
+        return indices.cpu().numpy(), scores.cpu().numpy()
+
+    @torch.inference_mode()
+    def rank_rows(self, states: Tensor) -> np.ndarray:
+        """Probability float32 [B, R] of each row of the catalogue, from states [B, M]."""
+        logits = self.store.row_ranker(states, self.store.row_vectors, self.store.row_biases)
+        return logits.sigmoid().float().cpu().numpy()
+
+    def _page(
+        self, request: PageRequest, p: Prepared, titles: np.ndarray, sources: np.ndarray, order: np.ndarray,
+        scores: np.ndarray, row_scores: np.ndarray,
+    ) -> Page:  # fmt: skip
+        store, rows = self.store, self.store.rows
+        ranked, scores = order[order >= 0], scores[order >= 0]
+        source_of = np.zeros(store.title_count, np.uint8)
+        source_of[titles[titles >= 0]] = sources[titles >= 0]
+        eligible = rows.masks(p.view, ranked)
+        title_ids, seen = store.bundle.titles.ids[ranked], p.seen[ranked]
+        eligible &= ~np.isin(title_ids, request.exclude)
+        for i, spec in enumerate(rows.specs):
+            if spec.seen != "any":
+                eligible[i] &= seen if spec.seen == "only" else ~seen
+        placed = assemble(rows.specs, row_scores, eligible, title_ids, request.rows, request.titles)
+        shape = (len(placed), request.titles)
+        page = Page(
+            row_ids=rows.ids[[r.row for r in placed]],
+            row_scores=row_scores[[r.row for r in placed]].astype(np.float32),
+            title_ids=np.full(shape, -1, np.int64),
+            title_scores=np.zeros(shape, np.float32),
+            sources=np.zeros(shape, np.uint8),
+            info=self._info(request, p, {r.row for r in placed}),
+        )
+        for at, row in enumerate(placed):
+            count = len(row.places)
+            page.title_ids[at, :count] = title_ids[row.places]
+            page.title_scores[at, :count] = scores[row.places]
+            page.sources[at, :count] = source_of[ranked[row.places]]
+        return page
+
+    def _info(self, request: PageRequest, p: Prepared, shown: set[int]) -> dict[str, Any]:
+        rows, ids = self.store.rows, self.store.bundle.titles.ids
+        seeds = {int(rows.ids[r]): int(ids[t]) for r, t in rows.seeds(p.view).items() if r in shown}
+        return {
+            "bundle_version": self.store.version,
+            "schema_hash": self.store.schema.hash,
+            "fallback": p.fallback,
+            "experiment": request.experiment,
+            "row_titles": {str(r): t for r, t in seeds.items()},
+            "counts": {
+                "unknown_values": p.counts.unknown_values,
+                "out_of_order": p.counts.out_of_order,
+                "truncated": p.counts.truncated,
+            },
+        }
+
+    def _count(self, prepared: Sequence[Prepared | ValueError]) -> None:
+        for p in prepared:
+            if not isinstance(p, Prepared):
+                self.counters["refused"] += 1
+                continue
+            self.counters["pages"] += 1
+            if p.fallback:
+                self.counters[f"fallback_{p.fallback}"] += 1
+            self.counters["unknown_values"] += p.counts.unknown_values
+            self.counters["out_of_order"] += p.counts.out_of_order
+            self.counters["truncated"] += p.counts.truncated
+
+    # The stages alone, one member at a time, for callers that put them together in another way.
+
+    def candidates(
+        self, member_vector: np.ndarray, member_id: int, k: int, exclude: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(title ids int64 [K], sources uint8 [K]) for a vector float32 [D], K <= k. Raises RequestError."""
+        vector = self._vector("member_vector", member_vector, self.store.vectors.shape[1])
+        if k < 1:
+            raise RequestError(f"k is {k}; it must be at least 1")
+        request = PageRequest(member_id, exclude=exclude)
+        prepared = prepare(self.store, request, time.time())
+        titles, sources = retrieve(self.store, vector[None], [prepared.member], k)
+        kept = titles[0] >= 0
+        return self.store.bundle.titles.ids[titles[0][kept]], sources[0][kept]
+
+    def score_titles(self, member_vector: np.ndarray, title_ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """(title ids int64 [k], scores float32 [k]) of the best k, best first; titles that the catalogue lacks, and
+        places past the end, are −1 with score −inf. Raises RequestError."""
+        vector = self._vector("member_vector", member_vector, self.store.vectors.shape[1])
+        if k < 1:
+            raise RequestError(f"k is {k}; it must be at least 1")
+        order, scores = self.score(
+            torch.from_numpy(vector[None]).to(self.store.device), self.store.title_indices(title_ids)[None], k
+        )
+        ids = self.store.bundle.titles.ids[order[0]]
+        return np.where(order[0] >= 0, ids, -1), scores[0]
+
+    def row_probabilities(self, row_state: np.ndarray, row_ids: np.ndarray) -> np.ndarray:
+        """Probability float32 [R] of the rows with ids int64 [R], from a state float32 [M]. Raises RequestError."""
+        state = self._vector("row_state", row_state, self.store.model.config.d_model)
+        known = {row_id: i for i, row_id in enumerate(self.store.rows.ids.tolist())}
+        if strange := [r for r in row_ids.tolist() if r not in known]:
+            raise RequestError(f"row_ids has {strange}; this bundle has {sorted(known)}")
+        scores = self.rank_rows(torch.from_numpy(state[None]).to(self.store.device))[0]
+        return scores[[known[r] for r in row_ids.tolist()]]
+
+    @staticmethod
+    def _vector(name: str, values: np.ndarray, width: int) -> np.ndarray:
+        if values.shape != (width,):
+            raise RequestError(f"{name} has {values.size} values; this bundle's has {width}")
+        if not np.isfinite(values).all():
+            raise RequestError(f"{name} has values that are not finite")
+        return np.array(values, np.float32)
+
+
+class _Clock:
+    """Milliseconds of each stage of a call; a stage's time is that of the whole batch."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = round((now - self._last) * 1000, 3)
+        self._last = now
+
+
+def _with_history(
+    titles: np.ndarray, sources: np.ndarray, prepared: Sequence[Prepared]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Candidates with the titles each member has seen behind them, for rows that show seen titles."""
+    seen = [np.flatnonzero(p.seen) for p in prepared]
+    width = max((len(s) for s in seen), default=0)
+    more = np.full((len(prepared), width), -1, np.int64)
+    for row, s in enumerate(seen):
+        more[row, : len(s)] = s
+    from_history = np.where(more >= 0, SOURCE_ID["history"], 0).astype(np.uint8)
+    return np.concatenate([titles, more], axis=1), np.concatenate([sources, from_history], axis=1)
+
+
+def known_answers(engine: HomepageEngine, member_ids: Sequence[int], timestamp: int) -> dict[str, Any]:
+    """Requests at a fixed time with this engine's answers, for `check_known` in whatever process serves the bundle."""
+    context = {"timestamp": timestamp}
+    answers = []
+    for member_id in member_ids:
+        page = engine.pages([PageRequest(member_id, context=json.dumps(context).encode())], now=float(timestamp))[0]
+        if isinstance(page, ValueError):
+            raise page
+        answers.append(
+            {
+                "member_id": member_id,
+                "row_scores": np.round(page.row_scores.astype(float), 6).tolist(),
+                "title_scores": np.round(page.title_scores.astype(float), 6).tolist(),
+            }
+        )
+    return {"context": context, "rows": 10, "titles": 8, "answers": answers}
+
+
+def compare_known(known: Mapping[str, Any], pages: Sequence[tuple[np.ndarray, np.ndarray]]) -> str | None:
+    """What differs between known answers and pages given as (row_scores [R], title_scores [R, C]), or None."""
+    for answer, (row_scores, title_scores) in zip(known["answers"], pages, strict=True):
+        for name, found in (("row_scores", row_scores), ("title_scores", title_scores)):
+            wanted = np.array(answer[name], np.float32)
+            if found.shape != wanted.shape:
+                return f"member {answer['member_id']}: {name} has shape {found.shape}, known is {wanted.shape}"
+            worst = float(np.abs(found - wanted).max()) if wanted.size else 0.0
+            if not worst <= KNOWN_TOLERANCE * max(1.0, float(np.abs(wanted).max(initial=0.0))):
+                return f"member {answer['member_id']}: {name} is off by {worst:.3g}"
+    return None
+
+
+def check_known(engine: HomepageEngine) -> None:
+    """Answer the bundle's known requests, which also warms every stage. Raises BundleError if an answer differs."""
+    known = engine.store.bundle.known
+    context = json.dumps(known["context"]).encode()
+    now = float(known["context"]["timestamp"])
+    requests = [PageRequest(a["member_id"], context=context, rows=known["rows"], titles=known["titles"])
+                for a in known["answers"]]  # fmt: skip
+    pages = []
+    for page in engine.pages(requests, now):
+        if isinstance(page, ValueError):
+            raise BundleError(f"{engine.store.bundle.path / 'known.json'}: {page}")
+        pages.append((page.row_scores, page.title_scores))
+    if difference := compare_known(known, pages):
+        raise BundleError(f"{engine.store.bundle.path}: a known request is answered differently: {difference}")

@@ -1,0 +1,136 @@
+"""One member's request: checked, merged with the stored history, turned into tokens.
+
+Shape letters: T events, C encoded columns, N titles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..foundation.events import (
+    Counts,
+    Encoded,
+    EventError,
+    encode,
+    encode_request,
+    encode_time,
+    parse_events,
+    parse_json,
+    serving_tokens,
+    sort_in_time,
+)
+from ..foundation.schema import ANONYMOUS, FIRST, MAX_EVENTS, MAX_ROWS, MAX_TITLES
+from .retrieval import Member
+from .rows import MemberView
+from .store import Store
+
+SURFACES = ("", "homepage")
+
+
+class RequestError(ValueError):
+    """A request is wrong; the message names the input, the value and what is allowed."""
+
+
+@dataclass(frozen=True)
+class PageRequest:
+    """events, context: JSON texts in the public shape; context may be empty. exclude: title ids int64."""
+
+    member_id: int = ANONYMOUS
+    events: Sequence[bytes] = ()
+    context: bytes = b""
+    rows: int = 10
+    titles: int = 8
+    exclude: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    surface: str = ""
+    experiment: str = ""
+
+    def check(self) -> None:
+        """Raises RequestError for a value out of range."""
+        if self.member_id < ANONYMOUS:
+            raise RequestError(f"member_id is {self.member_id}; give an id from 0, or −1 for an anonymous member")
+        if not 1 <= self.rows <= MAX_ROWS:
+            raise RequestError(f"page asks for {self.rows} rows; give 1 to {MAX_ROWS}")
+        if not 1 <= self.titles <= MAX_TITLES:
+            raise RequestError(f"page asks for {self.titles} titles per row; give 1 to {MAX_TITLES}")
+        if len(self.events) > MAX_EVENTS:
+            raise RequestError(f"{len(self.events)} events; give at most {MAX_EVENTS}, the newest")
+        if len(self.exclude) and int(self.exclude.min()) < 0:
+            raise RequestError(f"exclude has {int(self.exclude.min())}; title ids start at 0")
+        if self.surface not in SURFACES:
+            raise RequestError(f"surface is {self.surface!r}; this server ranks the surface 'homepage'")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """tokens int32 [T+1, C]. seen: bool [N]. fallback: why the page cannot be personal, or None."""
+
+    tokens: np.ndarray
+    member: Member
+    view: MemberView
+    seen: np.ndarray
+    fallback: str | None
+    counts: Counts
+
+
+def prepare(store: Store, request: PageRequest, now: float) -> Prepared:
+    """Raises RequestError or EventError for what is wrong in the request."""
+    request.check()
+    counts = Counts()
+    schema, vocabularies = store.schema, store.bundle.vocabularies
+    context = parse_json(request.context, "context") if request.context else {}
+    known, stored = (-1, None) if request.member_id == ANONYMOUS else store.history(request.member_id)
+    history = stored or Encoded(np.empty((0, schema.width), np.int32), np.empty(0, np.int64), np.zeros(2, np.int64))
+    if request.events:
+        columns, counts.out_of_order = sort_in_time(parse_events(schema, request.events, now))
+        offsets = np.array([0, len(columns)], np.int64)
+        newer = encode(schema, vocabularies, columns, offsets, store.bundle.title_ids, counts)
+        history = merge(store, history, newer)
+    titles = history.ids[:, store.title_column].astype(np.int64) - FIRST
+    seen = np.zeros(store.title_count, bool)
+    seen[titles[titles >= 0]] = True
+    kept = history.ids[-store.model.config.max_events :]
+    counts.truncated = len(history.ids) - len(kept)
+    last = int(history.timestamp[-1]) if len(history.timestamp) else None
+    token = encode_request(schema, vocabularies, context, now, last, counts)
+    excluded = seen.copy()
+    excluded[_indices(store, request.exclude)] = True
+    member = Member(
+        member_id=request.member_id,
+        index=known,
+        recent=titles[titles >= 0],
+        excluded=excluded,
+        locale=int(token[schema.spans["locale"][0]]) if "locale" in schema.spans else 0,
+        day=int(context.get("timestamp") or now) // 86400,
+    )
+    fallback = None
+    if not len(titles):
+        unknown = known < 0 and request.member_id != ANONYMOUS
+        fallback = "unknown_member" if unknown else "empty_history"
+    elif not len(member.recent):
+        fallback = "unknown_titles"
+    tokens = serving_tokens(schema, kept, token)
+    return Prepared(tokens, member, store.member_view(history.ids), seen, fallback, counts)
+
+
+def merge(store: Store, stored: Encoded, newer: Encoded) -> Encoded:
+    """One history, oldest first; stored events come first where times tie. Gaps are those of the merged order."""
+    timestamp = np.concatenate([stored.timestamp, newer.timestamp])
+    ids = np.concatenate([stored.ids, newer.ids])
+    order = np.argsort(timestamp, kind="stable")
+    timestamp, ids = timestamp[order], ids[order]
+    offsets = np.array([0, len(ids)], np.int64)
+    for f in store.schema.fields:
+        if f.kind == "gap":
+            ids[:, store.schema.spans[f.name][0]] = encode_time(f, timestamp, offsets)
+    return Encoded(ids, timestamp, offsets)
+
+
+def _indices(store: Store, title_ids: np.ndarray) -> np.ndarray:
+    index = store.title_indices(title_ids)
+    return index[index >= 0]
+
+
+BadRequest = (RequestError, EventError)

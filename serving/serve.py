@@ -1,0 +1,91 @@
+"""A bundle served by a local Triton Server: repository, server, and the proof that it answers rightly."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..foundation.bundle import read_manifest
+from ..foundation.schema import WIRE
+from .homepage import compare_known
+from .triton_server import ServerError, TritonServer, write_repository
+
+DEFAULT_MODELS = ("homepage", "catalogue")
+STAGE_MODELS = ("foundation_model", "candidate_retrieval", "candidate_scoring", "row_ranking")
+READY_TIMEOUT_S = 180
+
+
+class WrongAnswer(ServerError):
+    """The server answers a known request differently than the bundle says."""
+
+
+@contextmanager
+def serve_bundle(
+    bundle: Path,
+    *,
+    grpc_port: int = 8001,
+    http_port: int = 8000,
+    metrics_port: int = 8002,
+    log: Path,
+    stages: bool = False,
+    instances: int = 1,
+    control_key: str | None = None,
+    on_tick: Callable[[float], None] | None = None,
+) -> Iterator[TritonServer]:
+    """A Triton Server that serves `bundle` until the block ends; entered when it is ready, warm and proved.
+
+    stages: also load the stage models. control_key: whoever holds it may load and unload models; default random.
+    Raises BundleError before anything starts if the bundle is not whole; ServerError if the server does not come up
+    or answers a known request wrongly.
+    """
+    bundle = bundle.resolve()
+    manifest = read_manifest(bundle)
+    models = (*DEFAULT_MODELS, *(STAGE_MODELS if stages else ()))
+    with tempfile.TemporaryDirectory(prefix="frontrow-repository-") as scratch:
+        repository = write_repository(
+            bundle, Path(scratch) / "models", (*DEFAULT_MODELS, *STAGE_MODELS),
+            version=manifest["version"], instances=instances,
+        )  # fmt: skip
+        server = TritonServer(
+            repository=repository, load=models, log=log, grpc_port=grpc_port, http_port=http_port,
+            metrics_port=metrics_port, control_key=control_key or secrets.token_urlsafe(24),
+        )  # fmt: skip
+        with server:
+            server.wait_ready(READY_TIMEOUT_S, on_tick)
+            prove(f"127.0.0.1:{grpc_port}", json.loads((bundle / "known.json").read_bytes()))
+            yield server
+
+
+def prove(url: str, known: Mapping[str, Any]) -> None:
+    """Ask the bundle's known requests over gRPC. Raises WrongAnswer if an answer is empty or differs."""
+    from tritonclient.grpc import InferenceServerClient, InferInput
+
+    context = json.dumps(known["context"]).encode()
+    pages = []
+    with InferenceServerClient(url) as client:
+        for answer in known["answers"]:
+            values = {
+                "member_id": np.array([[answer["member_id"]]], np.int64),
+                "context": np.array([[context]], np.object_),
+                "page": np.array([[known["rows"], known["titles"]]], np.int32),
+                "exclude": np.empty((1, 0), np.int64),
+            }
+            inputs = []
+            for t in WIRE["homepage"][0]:
+                value = values.get(t.name, np.empty((1, 0), np.object_))
+                inputs.append(InferInput(t.name, list(value.shape), t.dtype))
+                inputs[-1].set_data_from_numpy(value)
+            result = client.infer("homepage", inputs)
+            found = [result.as_numpy(name) for name in ("row_scores", "title_scores")]
+            if any(f is None for f in found):
+                raise WrongAnswer("the server leaves outputs empty; its Python needs numpy < 2 (`frontrow doctor`)")
+            pages.append((found[0][0], found[1][0]))
+    if difference := compare_known(known, pages):
+        raise WrongAnswer(f"the server answers a known request differently than the bundle: {difference}")

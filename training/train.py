@@ -1,0 +1,250 @@
+"""The training loop: AdamW, warm-up and cosine, clipping, resumable checkpoints, the validation item picks the epoch.
+
+Runs alone or under `torchrun` (DistributedDataParallel). Everything random depends on (seed, epoch) or on the saved
+generator state, so a resumed run has the loss curve of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..foundation.model import FoundationModel, ModelConfig
+from .batches import trained_titles, training_batches
+from .data import Dataset
+from .evaluate import ranking_metrics, ranks_of_targets
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run. patience: epochs without a better validation NDCG@10 after which it stops."""
+
+    epochs: int = 24
+    batch_tokens: int = 2000
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    warmup_steps: int = 200
+    clip: float = 1.0
+    patience: int = 6
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_tokens < 1 or self.patience < 1 or self.learning_rate <= 0:
+            raise ValueError("epochs, batch_tokens and patience must be at least 1, learning_rate above 0")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a step reports: losses per head are means over the epoch so far."""
+
+    epoch: int
+    step: int
+    steps: int
+    losses: Mapping[str, float]
+    validation: Mapping[str, float] | None = None
+
+
+def build_model(data: Dataset, config: ModelConfig) -> FoundationModel:
+    """An untrained model for a data set; titles that no training event is about use the unknown id's vector."""
+    model = FoundationModel(data.schema, config, data.sizes, torch.from_numpy(data.title_ids))
+    model.titles.known.copy_(torch.from_numpy(trained_titles(data)))
+    return model
+
+
+def mixed_precision(device: torch.device) -> torch.dtype | None:
+    """bfloat16 where matrix units have it (any recent GPU, CPUs with AMX); elsewhere it measured slower: None."""
+    if device.type == "cuda":
+        return torch.bfloat16
+    try:
+        return torch.bfloat16 if "amx_bf16" in Path("/proc/cpuinfo").read_text("utf-8") else None
+    except OSError:
+        return None
+
+
+def autocast(device: torch.device) -> Any:
+    """The context of a forward pass in mixed precision, or in float32."""
+    dtype = mixed_precision(device)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def train(
+    data: Dataset,
+    config: TrainConfig,
+    run_dir: Path,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    resume: bool = False,
+) -> FoundationModel:
+    """Train a model and return it with the weights of its best validation epoch.
+
+    run_dir gets `metrics.csv` (a line per epoch), `checkpoint.pt` (for `resume`) and `best.pt`.
+    Raises FloatingPointError when the loss is not finite.
+    """
+    rank, world, device = _processes()
+    torch.manual_seed(config.seed)
+    model = build_model(data, config.model).to(device)
+    wrapped: nn.Module = DistributedDataParallel(model) if world > 1 else model
+    torch.manual_seed(config.seed * 1000 + rank)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98)
+    )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    state = _State()
+    if resume and (run_dir / "checkpoint.pt").is_file():
+        state = _load_checkpoint(run_dir / "checkpoint.pt", model, optimizer, rank, config)
+    while state.epoch < config.epochs and state.epoch - state.best_epoch <= config.patience:
+        started = time.monotonic()
+        batches = list(
+            training_batches(data, config.model.max_events, config.batch_tokens, config.seed, state.epoch, rank, world)
+        )
+        model.train()
+        sums: dict[str, float] = {}
+        means: dict[str, float] = {}
+        rate = 0.0
+        for done, batch in enumerate(batches, start=1):
+            rate = schedule(state.step, config.warmup_steps, len(batches) * config.epochs)
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * rate
+            with autocast(device):
+                losses = wrapped(batch.tokens.to(device), batch.offsets.to(device), batch.targets.to(device))
+            total = model.heads.total(losses)
+            if not torch.isfinite(total):
+                raise FloatingPointError(f"loss is {total.item()} at step {state.step}; lower the learning rate")
+            optimizer.zero_grad(set_to_none=True)
+            total.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+            optimizer.step()
+            state.step += 1
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, 0.0) + loss.item()
+            means = {name: s / done for name, s in sums.items()}
+            on_progress(Progress(state.epoch, done, len(batches), means))
+        validation = _validate(model, data, rank, world)
+        state.epoch += 1
+        if validation["ndcg@10"] > state.best:
+            state.best, state.best_epoch = validation["ndcg@10"], state.epoch
+            if rank == 0:
+                _save(run_dir / "best.pt", model.state_dict())
+        state.history.append(
+            {"epoch": state.epoch, "seconds": round(time.monotonic() - started, 2), "learning_rate": rate}
+            | {f"loss_{name}": s / len(batches) for name, s in sums.items()}
+            | {f"validation_{name}": v for name, v in validation.items()}
+        )
+        _save_checkpoint(run_dir, state, model, optimizer, config, rank, world)
+        on_progress(Progress(state.epoch - 1, len(batches), len(batches), means, validation))
+    if world > 1:
+        dist.barrier()
+    return load_best(model, run_dir)
+
+
+def _validate(model: FoundationModel, data: Dataset, rank: int, world: int) -> dict[str, float]:
+    """Metrics of the validation items, measured by the first process and the same in all."""
+    found = [ranking_metrics(ranks_of_targets(model, data, "validation")) if rank == 0 else None]
+    if world > 1:
+        dist.broadcast_object_list(found)
+    assert found[0] is not None
+    return found[0]
+
+
+def load_best(model: FoundationModel, run_dir: Path) -> FoundationModel:
+    """The weights of a run's best epoch, in `model`. Raises ValueError if there are none or they do not fit."""
+    file = run_dir / "best.pt"
+    if not file.is_file():
+        raise ValueError(f"{file} is missing; train first (`frontrow train`)")
+    device = next(model.parameters()).device
+    try:
+        model.load_state_dict(torch.load(file, weights_only=True, map_location=device))
+    except RuntimeError as error:
+        raise ValueError(f"{file} was trained on other data or settings; train again: {error}") from error
+    return model.eval()
+
+
+def schedule(step: int, warmup: int, total: int) -> float:
+    """Share of the peak learning rate: linear warm-up, then a cosine down to 5 %."""
+    rise = min(1.0, (step + 1) / max(1, warmup))
+    return rise * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, total)))))
+
+
+@dataclass
+class _State:
+    epoch: int = 0
+    step: int = 0
+    best: float = -1.0
+    best_epoch: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def _processes() -> tuple[int, int, torch.device]:
+    """(rank, world, device); joins torchrun's process group if there is one."""
+    cuda = torch.cuda.is_available()
+    if "RANK" not in os.environ:
+        return 0, 1, torch.device("cuda" if cuda else "cpu")
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if cuda else "gloo")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    return dist.get_rank(), dist.get_world_size(), device
+
+
+def _save(path: Path, content: Any) -> None:
+    """Written beside and renamed: a crash leaves the old file."""
+    scratch = path.with_suffix(".tmp")
+    torch.save(content, scratch)
+    scratch.replace(path)
+
+
+def _save_checkpoint(
+    run_dir: Path,
+    state: _State,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    rank: int,
+    world: int,
+) -> None:
+    generators: list[Any] = [None] * world
+    own = torch.get_rng_state()
+    if world > 1:
+        dist.all_gather_object(generators, own)
+    else:
+        generators = [own]
+    if rank:
+        return
+    content = {
+        "state": asdict(state),
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "generators": generators,
+        "config": asdict(config),
+    }
+    _save(run_dir / "checkpoint.pt", content)
+    with (run_dir / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(state.history[0]))
+        writer.writeheader()
+        writer.writerows(state.history)
+
+
+def _load_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int, config: TrainConfig
+) -> _State:
+    content = torch.load(path, weights_only=True, map_location="cpu")
+    if content["config"] != asdict(config):
+        changed = sorted(k for k, v in asdict(config).items() if content["config"].get(k) != v)
+        raise ValueError(f"{path} was made with other settings ({', '.join(changed)}); train without --resume")
+    if rank >= len(content["generators"]):
+        raise ValueError(f"{path} was made by {len(content['generators'])} processes; resume with as many")
+    model.load_state_dict(content["model"])
+    optimizer.load_state_dict(content["optimizer"])
+    torch.set_rng_state(content["generators"][rank])
+    return _State(**content["state"])
