@@ -197,10 +197,16 @@ def export(
         task = bar.add_task("row ranker", total=None)
         model, data = load_run(run)
         metrics = json.loads(evaluation.read_text("utf-8")) if evaluation.is_file() else {}
+        catalogue = json.loads(rows.read_text("utf-8")) if rows else None
         path = export_bundle(
-            model, data, bundles, metrics, json.loads(rows.read_text("utf-8")) if rows else None, weights_fingerprint(run),
+            model,
+            data,
+            bundles,
+            metrics,
+            catalogue,
+            weights_fingerprint(run),
             on_epoch=lambda done, total: bar.update(task, total=total, completed=done),
-        )  # fmt: skip
+        )
     table = read_manifest(path)["metrics"]["rows"]
     if as_json:
         _print_json({"bundle": str(path), "version": int(path.name), "rows": table})
@@ -213,6 +219,7 @@ def export(
 def serve(
     bundle: Annotated[Path | None, typer.Option(help="A bundle directory; default: the newest in --bundles.")] = None,
     bundles: Bundles = BUNDLES,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every interface.")] = "127.0.0.1",
     grpc_port: GrpcPort = 8001,
     http_port: HttpPort = 8000,
     metrics_port: MetricsPort = 8002,
@@ -231,18 +238,17 @@ def serve(
     started = time.monotonic()
     log.parent.mkdir(parents=True, exist_ok=True)
     try:
+        ports = {"grpc_port": grpc_port, "http_port": http_port, "metrics_port": metrics_port}
         with (
             show.waiting(console, f"starting Triton Server with {path}"),
-            serve_bundle(
-                path, grpc_port=grpc_port, http_port=http_port, metrics_port=metrics_port, log=log, stages=stages,
-                instances=instances,
-            ) as server,
-        ):  # fmt: skip
+            serve_bundle(path, host=host, log=log, stages=stages, instances=instances, **ports) as server,
+        ):
             console.print(
-                f"ready in {time.monotonic() - started:.1f} s: bundle {path}, gRPC localhost:{grpc_port}, "
-                f"HTTP localhost:{http_port}, metrics localhost:{metrics_port}/metrics, log {log}",
-                soft_wrap=True, highlight=False,
-            )  # fmt: skip
+                f"ready in {time.monotonic() - started:.1f} s: bundle {path}, gRPC {host}:{grpc_port}, "
+                f"HTTP {host}:{http_port}, metrics {host}:{metrics_port}/metrics, log {log}",
+                soft_wrap=True,
+                highlight=False,
+            )
             while server.poll() is None:
                 time.sleep(0.2)
             server.check()
@@ -357,6 +363,7 @@ def demo(
         "someone new, by what they did:            .venv/bin/frontrow homepage --history docs/events.json\n"
         f"and look at:                              {run}/curves.png, {path}/manifest.json, {path}/rows.json",
         highlight=False,
+        soft_wrap=True,
     )
 
 

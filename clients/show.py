@@ -28,7 +28,7 @@ _STATUS_STYLE = {"ok": "green", "warning": "yellow", "missing": "red"}
 
 
 def homepage(console: Console, page: Homepage) -> None:
-    """Rows down, titles across, both with their scores; as many titles as fit the terminal."""
+    """Rows down, titles across, both with their scores; a row of titles takes as many lines as it needs."""
     who = "an anonymous member" if page.member_id is None else f"member {page.member_id}"
     fallback = f" — fallback: {page.fallback}" if page.fallback else ""
     console.print(f"Homepage of {who} (bundle {page.bundle_version}){fallback}", style="bold", highlight=False)
@@ -36,16 +36,16 @@ def homepage(console: Console, page: Homepage) -> None:
     if counts:
         notes = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in counts.items())
         console.print(f"of the history: {notes}", style="dim", highlight=False)
-    fit = max(3, (console.width - 4) // 22)
+    columns = max(3, console.width // 20)
     for number, row in enumerate(page.rows, start=1):
-        grid = Table.grid(padding=(0, 2, 0, 0))
-        shown = row.titles[:fit]
-        for _ in shown:
-            grid.add_column(width=20, overflow="ellipsis", no_wrap=True)
-        grid.add_row(*(Text(t.name) for t in shown))
-        grid.add_row(*(Text(f"{t.score:.2f} {t.source}", style="dim") for t in shown))
-        more = f"  +{len(row.titles) - len(shown)} more" if len(row.titles) > len(shown) else ""
-        head = Text.assemble((f"{number:2}. {row.label}", "bold cyan"), (f"  {row.score:.3f}{more}", "dim"))
+        grid = Table.grid(padding=(0, 1, 0, 0))
+        for _ in range(columns):
+            grid.add_column(width=console.width // columns - 1, overflow="ellipsis", no_wrap=True)
+        for start in range(0, len(row.titles), columns):
+            shown = row.titles[start : start + columns]
+            grid.add_row(*(Text(t.name) for t in shown))
+            grid.add_row(*(Text(f"{t.score:.2f} {t.source}", style="dim") for t in shown))
+        head = Text.assemble((f"{number:2}. {row.label}", "bold cyan"), (f"  {row.score:.3f}", "dim"))
         console.print(Group(head, grid), "")
     console.print("Row score: probability that the next title is among the row's first. Title score: dot product.",
                   style="dim")  # fmt: skip
@@ -67,11 +67,11 @@ def metrics(values: Mapping[str, float]) -> str:
 
 def evaluation(console: Console, table: Mapping[str, Any]) -> None:
     """The model and the baselines, a line each."""
-    lines = {"model": table["model"], "model, no request-time fields": table["model_without_request_fields"]}
+    lines = {"model": table["model"], "model, no request fields": table["model_without_request_fields"]}
     lines |= table["baselines"]
     shown = Table(title=f"{table['part']} items of {table['members']:,} members, full catalogue", title_justify="left")
     shown.add_column("ranked by")
-    for name in ("HR@10", "NDCG@10", "MRR", "coverage", "popularity bias", "novelty (bits)"):
+    for name in ("HR@10", "NDCG@10", "MRR", "coverage", "pop. bias", "novelty"):
         shown.add_column(name, justify="right")
     for name, m in lines.items():
         columns = ("hr@10", "ndcg@10", "mrr", "coverage", "popularity_bias", "novelty_bits")

@@ -30,6 +30,7 @@ class WrongAnswer(ServerError):
 def serve_bundle(
     bundle: Path,
     *,
+    host: str = "127.0.0.1",
     grpc_port: int = 8001,
     http_port: int = 8000,
     metrics_port: int = 8002,
@@ -41,7 +42,8 @@ def serve_bundle(
 ) -> Iterator[TritonServer]:
     """A Triton Server that serves `bundle` until the block ends; entered when it is ready, warm and proved.
 
-    stages: also load the stage models. control_key: whoever holds it may load and unload models; default random.
+    host: the address to listen on, 0.0.0.0 for every interface. stages: also load the stage models. control_key:
+    whoever holds it may load and unload models; default random.
     Raises BundleError before anything starts if the bundle is not whole; ServerError if the server does not come up
     or answers a known request wrongly.
     """
@@ -54,12 +56,15 @@ def serve_bundle(
             version=manifest["version"], instances=instances,
         )  # fmt: skip
         server = TritonServer(
-            repository=repository, load=models, log=log, grpc_port=grpc_port, http_port=http_port,
+            repository=repository, load=models, log=log, host=host, grpc_port=grpc_port, http_port=http_port,
             metrics_port=metrics_port, control_key=control_key or secrets.token_urlsafe(24),
         )  # fmt: skip
         with server:
             server.wait_ready(READY_TIMEOUT_S, on_tick)
-            prove(f"127.0.0.1:{grpc_port}", json.loads((bundle / "known.json").read_bytes()))
+            prove(
+                f"{'127.0.0.1' if host == '0.0.0.0' else host}:{grpc_port}",
+                json.loads((bundle / "known.json").read_bytes()),
+            )
             yield server
 
 
@@ -82,10 +87,15 @@ def prove(url: str, known: Mapping[str, Any]) -> None:
                 value = values.get(t.name, np.empty((1, 0), np.object_))
                 inputs.append(InferInput(t.name, list(value.shape), t.dtype))
                 inputs[-1].set_data_from_numpy(value)
-            result = client.infer("homepage", inputs)
-            found = [result.as_numpy(name) for name in ("row_scores", "title_scores")]
-            if any(f is None for f in found):
-                raise WrongAnswer("the server leaves outputs empty; its Python needs numpy < 2 (`frontrow doctor`)")
-            pages.append((found[0][0], found[1][0]))
+            result = client.infer("homepage", inputs, client_timeout=READY_TIMEOUT_S)
+            assert result is not None
+            try:
+                row_scores, title_scores = result.as_numpy("row_scores"), result.as_numpy("title_scores")
+                assert row_scores is not None and title_scores is not None
+            except (AssertionError, ValueError) as error:  # the right shape with no bytes in it
+                raise WrongAnswer(
+                    "the server leaves outputs empty; its Python needs numpy < 2 (see `frontrow doctor`)"
+                ) from error
+            pages.append((row_scores[0], title_scores[0]))
     if difference := compare_known(known, pages):
         raise WrongAnswer(f"the server answers a known request differently than the bundle: {difference}")

@@ -1,0 +1,33 @@
+.DEFAULT_GOAL := help
+bin := .venv/bin
+
+help:  ## what there is to make
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+
+.venv/ready: pyproject.toml constraints.txt setup.sh
+	@./setup.sh
+
+setup: .venv/ready  ## the environment in .venv
+
+demo: .venv/ready  ## data, training, bundle, server, one member's homepage
+	@$(bin)/frontrow demo
+
+lint: .venv/ready  ## ruff and pyright
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/pyright
+
+test: lint  ## lint, types, every test
+	$(bin)/pytest -m "not long"
+
+test-long: .venv/ready  ## what takes longer: several training runs, soak
+	$(bin)/pytest -m long
+
+bench: .venv/ready  ## quality over three seeds and homepage latency, into benchmarks/results/
+	$(bin)/python -m frontrow.benchmarks.quality
+	$(bin)/python -m frontrow.benchmarks.latency
+
+clean:  ## all that was made, but the environment
+	rm -rf data runs bundles build dist *.egg-info
+
+.PHONY: help setup demo lint test test-long bench clean

@@ -1,0 +1,87 @@
+"""How long does one homepage take over gRPC, one request at a time? On a local Triton Server with the newest bundle.
+
+    python -m frontrow.benchmarks.latency [BUNDLE]    → results/homepage-latency.json
+
+Three kinds of request, each for a history of 200 events, 1000 candidates and a page of 40 × 20: a member whose
+history is stored; an anonymous member whose 200 events come along; and a stored member on the default page.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..clients import HomepageClient
+from ..foundation.bundle import load_bundle, newest_bundle
+from ..foundation.schema import FIRST
+from ..serving.homepage import CANDIDATES
+from ..serving.serve import serve_bundle
+from .provenance import provenance, write_result
+
+REQUESTS, WARMUP, HISTORY = 500, 50, 200
+
+
+def milliseconds(call: Callable[[int], Any]) -> dict[str, float]:
+    """Percentiles of the time of one call, in milliseconds, after a warm-up."""
+    times = []
+    for i in range(WARMUP + REQUESTS):
+        started = time.perf_counter()
+        call(i)
+        times.append((time.perf_counter() - started) * 1000)
+    return {f"p{q}": round(float(np.percentile(times[WARMUP:], q)), 3) for q in (50, 95, 99)}
+
+
+def main(path: Path) -> None:
+    bundle = load_bundle(path)
+    lengths = np.diff(bundle.histories.offsets)
+    # Members with at least 200 stored events, so that the model reads 200 of each.
+    members = bundle.member_ids[lengths >= HISTORY].tolist()
+    sent = [events_of(bundle, m) for m in members[:50]]
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        serve_bundle(path, grpc_port=18001, http_port=18000, metrics_port=18002, log=Path(scratch) / "log"),
+        HomepageClient("localhost:18001", timeout_s=10) as client,
+    ):
+        found = {
+            "stored history, page 40x20": milliseconds(
+                lambda i: client.homepage(members[i % len(members)], rows=40, titles=20)
+            ),
+            "200 events in the request, page 40x20": milliseconds(
+                lambda i: client.homepage(events=sent[i % len(sent)], rows=40, titles=20)
+            ),
+            "stored history, page 10x8": milliseconds(lambda i: client.homepage(members[i % len(members)])),
+        }
+    content = {
+        "what": "milliseconds of client.homepage() over gRPC on the same host, concurrency 1",
+        "titles": len(bundle.titles),
+        "candidates": min(CANDIDATES, len(bundle.titles)),
+        "history": HISTORY,
+        "requests": REQUESTS,
+        "milliseconds": found,
+        **provenance("python -m frontrow.benchmarks.latency"),
+    }
+    print(found)
+    print(write_result("homepage-latency", content))
+
+
+def events_of(bundle: Any, member_id: int) -> list[dict[str, Any]]:
+    """A stored member's newest 200 events in the public shape."""
+    at = int(np.searchsorted(bundle.member_ids, member_id))
+    history, schema = bundle.histories.member(at), bundle.schema
+    titles = bundle.titles.ids[history.ids[-HISTORY:, schema.spans[schema.id_field.name][0]] - FIRST].tolist()
+    actions = bundle.vocabularies["action_type"].values
+    kinds = [actions[a - FIRST] for a in history.ids[-HISTORY:, schema.spans["action_type"][0]].tolist()]
+    return [
+        {"timestamp": t, "what": {"action_type": kind, "entity_id": title, "entity_type": "movie"}}
+        for t, kind, title in zip(history.timestamp[-HISTORY:].tolist(), kinds, titles, strict=True)
+    ]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else newest_bundle(Path("bundles")))
