@@ -48,7 +48,7 @@ def main() -> None:
     except (FrontrowError, ValueError, OSError, RuntimeError) as error:
         if isinstance(error, BrokenPipeError):
             sys.exit(0)
-        errors.print(f"frontrow: {error}", style="red", markup=False, highlight=False)
+        errors.print(f"frontrow: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
     except ModuleNotFoundError as error:
         if error.name and error.name.startswith("frontrow"):
@@ -141,7 +141,7 @@ def _train_config(epochs: int | None, seed: int) -> Any:
 def _training_bar(epochs: int, quiet: bool) -> Iterator[tuple[Callable[[Progress], None], dict[str, Any]]]:
     """A bar over all steps with the loss of each head; the dict holds what was last reported."""
     last: dict[str, Any] = {"epoch": -1, "losses": {}, "validation": {}}
-    with show.bar(console, quiet) as bar:
+    with show.bar(errors, quiet) as bar:
         task = bar.add_task("training", total=None)
 
         def on_progress(p: Progress) -> None:
@@ -169,7 +169,7 @@ def evaluate(
 
     if part not in ("test", "validation"):
         raise ValueError(f"--part is {part!r}; give test or validation")
-    with show.waiting(console, "evaluating", quiet=as_json):
+    with show.waiting(errors, "evaluating", quiet=as_json):
         model, data = load_run(run)
         table = evaluate_model(model, data, "test" if part == "test" else "validation")
     if part == "test":
@@ -193,9 +193,9 @@ def export(
     from ..training.runs import load_run, weights_fingerprint
 
     evaluation = run / "evaluation.json"
-    with show.bar(console, quiet=as_json) as bar:
+    model, data = load_run(run)
+    with show.bar(errors, quiet=as_json) as bar:
         task = bar.add_task("row ranker", total=None)
-        model, data = load_run(run)
         metrics = json.loads(evaluation.read_text("utf-8")) if evaluation.is_file() else {}
         catalogue = json.loads(rows.read_text("utf-8")) if rows else None
         path = export_bundle(
@@ -238,10 +238,18 @@ def serve(
     started = time.monotonic()
     log.parent.mkdir(parents=True, exist_ok=True)
     try:
-        ports = {"grpc_port": grpc_port, "http_port": http_port, "metrics_port": metrics_port}
         with (
-            show.waiting(console, f"starting Triton Server with {path}"),
-            serve_bundle(path, host=host, log=log, stages=stages, instances=instances, **ports) as server,
+            show.waiting(errors, f"starting Triton Server with {path}"),
+            serve_bundle(
+                path,
+                host=host,
+                grpc_port=grpc_port,
+                http_port=http_port,
+                metrics_port=metrics_port,
+                log=log,
+                stages=stages,
+                instances=instances,
+            ) as server,
         ):
             console.print(
                 f"ready in {time.monotonic() - started:.1f} s: bundle {path}, gRPC {host}:{grpc_port}, "
