@@ -82,7 +82,7 @@ def evaluation(console: Console, table: Mapping[str, Any]) -> None:
     console.print(shown)
 
 
-def row_table(console: Console, table: Mapping[str, Mapping[str, float]]) -> None:
+def row_table(console: Console, table: Mapping[str, Mapping[str, float | None]]) -> None:
     """The row ranker and what it must beat."""
     shown = Table(title="rows, test items", title_justify="left")
     shown.add_column("ranked by")
@@ -90,7 +90,7 @@ def row_table(console: Console, table: Mapping[str, Mapping[str, float]]) -> Non
         shown.add_column(name, justify="right")
     for name, m in table.items():
         columns = ("row_ndcg", "row_auc", "top_row_relevant")
-        shown.add_row(name.replace("_", " "), *(f"{m[c]:.4f}" for c in columns))
+        shown.add_row(name.replace("_", " "), *("-" if (v := m[c]) is None else f"{v:.4f}" for c in columns))
     console.print(shown)
 
 

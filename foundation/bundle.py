@@ -26,9 +26,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .embedding import table_size
 from .events import Encoded
 from .model import FoundationModel, ModelConfig
-from .schema import FIRST, Schema, SchemaError, Vocabulary
+from .schema import Schema, SchemaError, Vocabulary
 from .titles import Titles, encode_titles
 
 FORMAT, FORMAT_VERSION = "frontrow-bundle", 1
@@ -79,8 +80,8 @@ class Bundle:
 
 
 def vocabularies_by_path(schema: Schema, vocabularies: Mapping[str, Vocabulary]) -> dict[str, Vocabulary]:
-    """Vocabularies by event field name → by path, as `encode_titles` wants them."""
-    return {f.path: vocabularies[f.name] for f in schema.fields if f.name in vocabularies}
+    """Vocabularies by field name → by path, as `encode_titles` wants them."""
+    return {f.path: vocabularies[f.name] for f in (*schema.fields, *schema.title_fields) if f.name in vocabularies}
 
 
 def write_bundle(
@@ -104,23 +105,21 @@ def write_bundle(
         for name, group in tensors.items():
             save_file({k: t.detach().cpu().contiguous() for k, t in group.items()}, scratch / name)
         files = {p.name: {"sha256": _sha256(p), "bytes": p.stat().st_size} for p in sorted(scratch.iterdir())}
-        version = max(bundle_versions(bundles), default=0) + 1
+        version = max(_numbers(bundles), default=0) + 1
         schema: Schema = manifest["schema"]
-        text = json.dumps(
-            {
-                "format": FORMAT,
-                "format_version": FORMAT_VERSION,
-                "version": version,
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                **manifest,
-                "schema": schema.to_dict(),
-                "schema_hash": schema.hash,
-                "versions": _versions(),
-                "files": files,
-            },
-            indent=1,
-        )
-        (scratch / MANIFEST).write_text(text, "utf-8")
+        content = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "version": version,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            **manifest,
+            "schema": schema.to_dict(),
+            "schema_hash": schema.hash,
+            "versions": _versions(),
+            "files": files,
+        }
+        content["manifest_sha256"] = manifest_sha256(content)
+        (scratch / MANIFEST).write_text(json.dumps(content, indent=1, allow_nan=False), "utf-8")
         for file in [*scratch.iterdir(), scratch]:
             _fsync(file)
         final = bundles / str(version)
@@ -133,11 +132,22 @@ def write_bundle(
     return final
 
 
+def manifest_sha256(manifest: Mapping[str, Any]) -> str:
+    """sha256 of a manifest's content without its own `manifest_sha256`."""
+    content = json.loads(json.dumps({k: v for k, v in manifest.items() if k != "manifest_sha256"}))
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def bundle_versions(bundles: Path) -> list[int]:
     """Numbers of the bundles under a directory, rising."""
     if not bundles.is_dir():
         return []
-    return sorted(int(p.name) for p in bundles.iterdir() if p.name.isdigit() and (p / MANIFEST).is_file())
+    return sorted(n for n in _numbers(bundles) if (bundles / str(n) / MANIFEST).is_file())
+
+
+def _numbers(bundles: Path) -> list[int]:
+    """Every number that is the name of something under a directory, bundle or not."""
+    return [int(p.name) for p in bundles.iterdir() if p.name.isdecimal() and p.name == str(int(p.name))]
 
 
 def newest_bundle(bundles: Path) -> Path:
@@ -157,7 +167,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(file.read_bytes())
     except FileNotFoundError as error:
         raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise BundleError(f"{file} cannot be read as JSON: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise BundleError(f"{file} is not the manifest of a Frontrow bundle")
@@ -166,6 +176,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"{file} has format version {manifest.get('format_version')!r}, this Frontrow reads {FORMAT_VERSION}; "
             "export the bundle again"
         )
+    if manifest.get("manifest_sha256") != manifest_sha256(manifest):
+        raise BundleError(f"{file} is corrupt: its content does not have the sha256 that it states")
     files = manifest.get("files")
     if not isinstance(files, dict):
         raise BundleError(f"{file} lists no files")
@@ -173,6 +185,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
         if name not in files:
             raise BundleError(f"{file} does not list {name}")
         part, said = path / name, files[name]
+        if not isinstance(said, dict):
+            raise BundleError(f"{file} says nothing about {name}")
         if not part.is_file():
             raise BundleError(f"{part} is missing")
         if part.stat().st_size != said.get("bytes"):
@@ -223,11 +237,20 @@ def load_bundle(path: Path) -> Bundle:
     }
     for name, shapes in expected.items():
         _check_shapes(path / name, tensors[name], shapes)
+    if missing := [f.name for f in schema.fields if f.has_vocabulary and f.name not in vocabularies]:
+        raise BundleError(f"{path / 'vocabularies.json'} lacks {missing}")
     if vocabularies[schema.id_field.name].values != titles.ids.tolist():
         raise BundleError(f"{path / 'vocabularies.json'}: the title ids are not those of titles.json")
-    top = int(members["ids"].max()) if members["ids"].numel() else 0
-    if int(members["offsets"][-1]) != len(members["ids"]) or top >= FIRST + max(count, 1_000_000):
-        raise BundleError(f"{path / 'members.safetensors'}: offsets or ids are out of range")
+    sizes = {name: v.size for name, v in vocabularies.items()}
+    limits = torch.tensor([table_size(f, sizes) for f in schema.fields for _ in range(f.slots)])
+    offsets, ids = members["offsets"], members["ids"]
+    if int(offsets[0]) or int(offsets[-1]) != len(ids) or (offsets.diff() < 0).any():
+        raise BundleError(f"{path / 'members.safetensors'}: offsets are out of range")
+    if ((ids < 0) | (ids >= limits)).any():
+        raise BundleError(f"{path / 'members.safetensors'}: ids are out of range")
+    for name in ("item_item", "user_user"):
+        if (((lists := tensors["candidates.safetensors"][name]) < -1) | (lists >= count)).any():
+            raise BundleError(f"{path / 'candidates.safetensors'}: {name} is out of range")
     histories = Encoded(members["ids"].numpy(), members["timestamp"].numpy(), members["offsets"].numpy())
     return Bundle(
         path=path, version=version, manifest=manifest, schema=schema, vocabularies=vocabularies, titles=titles,
@@ -238,7 +261,7 @@ def load_bundle(path: Path) -> Bundle:
 
 
 def _rows(tensors: Mapping[str, Tensor], name: str) -> int:
-    return len(tensors[name]) if name in tensors else -1
+    return tensors[name].shape[0] if name in tensors and tensors[name].dim() else -1
 
 
 def _check_shapes(file: Path, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int | None, ...]]) -> None:
@@ -254,7 +277,7 @@ def _check_shapes(file: Path, tensors: Mapping[str, Tensor], shapes: Mapping[str
 def _read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_bytes())
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise BundleError(f"{file} is not JSON: {error}") from error
 
 

@@ -35,15 +35,17 @@ class EventEmbedding(nn.Module):
         super().__init__()
         self.names = [f.name for f in fields]
         self.spans = [spans[f.name] for f in fields]
-        self.tables = nn.ParameterDict(
-            {f.name: nn.Parameter(torch.randn(table_size(f, sizes), f.width) * f.width**-0.5) for f in fields}
-        )
+        # A list, not a ParameterDict: that one cannot hold fields called `type` or `keys`.
+        self.tables = nn.ParameterList(torch.randn(table_size(f, sizes), f.width) * f.width**-0.5 for f in fields)
         self.projection = nn.Linear(sum(f.width for f in fields), d_model)
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids int32 [T, C] → [T, M]."""
-        tables = [self.tables[name] for name in self.names]
-        return event_embedding(ids, tables, self.spans, self.projection.weight, self.projection.bias)
+        return event_embedding(ids, list(self.tables), self.spans, self.projection.weight, self.projection.bias)
+
+    def table(self, name: str) -> Tensor:
+        """The table [V, width] of the field of that name."""
+        return self.tables[self.names.index(name)]
 
 
 class TitleTower(nn.Module):

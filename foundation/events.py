@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,13 @@ from .schema import ABSENT, FIRST, UNKNOWN, Field, Schema, Vocabulary
 CLOCK_SKEW_S = 300
 _INT64_MAX = 2**63 - 1
 _MILLISECONDS_FROM = 1e11  # seconds reach this in the year 5138
+# What a column of each kind may hold, by how pyarrow spells its type.
+_ARROW_TYPES = {
+    "id": ("int", "uint"),
+    "number": ("int", "uint", "float", "double", "halffloat"),
+    "categories": ("list<", "large_list<"),
+    "category": ("string", "large_string", "dictionary<values=string", "dictionary<values=large_string"),
+}
 
 
 class EventError(ValueError):
@@ -84,14 +92,22 @@ def _lookup(event: Mapping[str, Any], path: str) -> Any:
     return value.get(rest) if rest and isinstance(value, Mapping) else (None if rest else value)
 
 
+def _is_number(value: Any) -> bool:
+    """Whether a value is a finite number; an integer beyond any float is not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
 def _shown(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested very deeply; an integer of more than 4300 digits
+        text = f"a {type(value).__name__} too large to show"
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def check_timestamp(value: Any, now: float, what: str) -> int:
     """A time in whole seconds since 1970-01-01 UTC. Raises EventError: not a number, negative, in the future."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not _is_number(value):
         raise EventError(f"{what} is {_shown(value)}; give a number of seconds since 1970-01-01 UTC")
     if value < 0:
         raise EventError(f"{what} is {_shown(value)}, before 1970; give seconds since 1970-01-01 UTC")
@@ -114,7 +130,7 @@ def _check_value(f: Field, value: Any, what: str) -> Any:
     if f.kind == "id":
         return check_title_id(value, what)
     if f.kind == "number":
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if not _is_number(value):
             raise EventError(f"{what} is {_shown(value)}; give a number")
         return float(value)
     if f.kind == "categories":
@@ -152,7 +168,7 @@ def parse_events(schema: Schema, raw: Sequence[bytes | str | Mapping[str, Any]],
             raise EventError(f"event {i}: 'timestamp' is missing; give seconds since 1970-01-01 UTC")
         timestamps.append(check_timestamp(event["timestamp"], now, f"event {i}: 'timestamp'"))
         for part in ("what", "where"):
-            if not isinstance(event.get(part, {}), Mapping):
+            if event.get(part) is not None and not isinstance(event[part], Mapping):
                 raise EventError(f"event {i}: {part!r} is {_shown(event[part])}; give an object")
         for f in read:
             value = _lookup(event, f.path)
@@ -189,7 +205,8 @@ def code_strings(values: Sequence[str | None] | Sequence[Sequence[str] | None], 
 def columns_from_table(schema: Schema, table: Any) -> EventColumns:
     """Columns of a pyarrow Table whose columns are paths of the public shape (`what.entity_id`, or a struct `what`).
 
-    Absent columns are absent values. Raises EventError if a timestamp or title id is missing anywhere.
+    Absent columns are absent values. Raises EventError for a column of the wrong type, and if a timestamp or title id
+    is missing or negative anywhere.
     """
     while any(str(f.type).startswith("struct") for f in table.schema):
         table = table.flatten()
@@ -205,8 +222,13 @@ def columns_from_table(schema: Schema, table: Any) -> EventColumns:
         if f.path not in names or not f.path.startswith(("what.", "where.")):
             continue
         column = table[f.path].combine_chunks()
+        wanted = _ARROW_TYPES[f.kind]
+        if not str(column.type).startswith((*wanted, "null")):
+            raise EventError(f"column {f.path!r} has type {column.type}; kind {f.kind!r} needs {' or '.join(wanted)}")
         if f.kind == "id":
-            data[f.path] = column.to_numpy(zero_copy_only=False).astype(np.int64)
+            data[f.path] = ids = column.to_numpy(zero_copy_only=False).astype(np.int64)
+            if len(ids) and ids.min() < 0:
+                raise EventError(f"column {f.path!r} has {ids.min()}; ids are integers from 0 to 2**63 - 1")
         elif f.kind == "number":
             data[f.path] = column.cast("float64").to_numpy(zero_copy_only=False)
         elif f.kind == "categories":
@@ -255,7 +277,7 @@ def encode(
             continue
         elif isinstance(column, Coded):
             coded = vocabularies[f.name].encode_coded(column.codes, column.values)
-            ids[:, start:stop] = coded.reshape(count, -1)
+            ids[:, start:stop] = coded.reshape(count, stop - start)
         elif f.kind == "id":
             ids[:, start] = vocabularies[f.name].encode_ints(column)
         else:
@@ -310,8 +332,8 @@ def encode_request(
     key that is no request-time field.
     """
     fields = [f for f in schema.fields if f.when == "request"]
-    known = {f.path.removeprefix("where."): f for f in fields}
-    if strange := sorted(set(context) - set(known)):
+    known = {"timestamp"} | {f.path.removeprefix("where.") for f in fields}
+    if strange := sorted(set(context) - known):
         raise EventError(f"context has {strange}; known keys are {sorted(known)}")
     time = context.get("timestamp")
     at = int(now) if time is None else check_timestamp(time, now, "context: 'timestamp'")

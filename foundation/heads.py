@@ -24,7 +24,7 @@ class Heads(nn.Module):
         self.schema = schema
         self.member = nn.Linear(d_model, vector_width)
         self.fields = [f for f in schema.fields if f.loss_weight and f.kind != "id" and table_size(f, sizes) > FIRST]
-        self.linear = nn.ModuleDict({f.name: nn.Linear(d_model, table_size(f, sizes) - FIRST) for f in self.fields})
+        self.linear = nn.ModuleList(nn.Linear(d_model, table_size(f, sizes) - FIRST) for f in self.fields)
 
     def losses(self, hidden: Tensor, title_vectors: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Mean loss per field over the tokens that have it: hidden [T, M], targets int32 [T, C] → {name: scalar}.
@@ -36,9 +36,9 @@ class Heads(nn.Module):
         title = targets[:, self.schema.spans[id_field.name][0]].long() - FIRST
         logits = (self.member(hidden) @ title_vectors.T).float()
         found = {id_field.name: _cross_entropy(logits, title)}
-        for f in self.fields:
+        for f, linear in zip(self.fields, self.linear, strict=True):
             start, stop = self.schema.spans[f.name]
-            logits = self.linear[f.name](hidden).float()
+            logits = linear(hidden).float()
             target = targets[:, start:stop].long() - FIRST
             if f.kind == "categories":
                 several = torch.zeros(len(logits), logits.shape[1] + 1, device=logits.device)

@@ -37,12 +37,15 @@ class ModelConfig:
     request_dropout: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.d_model % (2 * self.heads):
+        if self.heads < 1 or self.d_model < 1 or self.d_model % (2 * self.heads):
             raise ValueError(f"d_model {self.d_model} must be a multiple of 2 × heads ({self.heads})")
         if not 1 <= self.state_layer <= self.layers:
             raise ValueError(f"state_layer {self.state_layer} must be from 1 to layers ({self.layers})")
         if self.max_events < 1:
             raise ValueError(f"max_events {self.max_events} must be at least 1")
+        for name in ("dropout", "id_dropout", "request_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be at least 0 and below 1")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -65,7 +68,7 @@ class FoundationModel(nn.Module):
 
     def title_vectors(self) -> Tensor:
         """[N, D]."""
-        return self.titles(self.events.tables[self.schema.id_field.name])
+        return self.titles(self.events.table(self.schema.id_field.name))
 
     def hidden(self, tokens: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
         """tokens int32 [T, C], offsets int64 [B+1] → (final hidden [T, M], state of `state_layer` [T, M])."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -53,7 +54,12 @@ class Field:
     loss_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "edges", tuple(float(e) for e in self.edges))
+        try:
+            object.__setattr__(self, "edges", tuple(float(e) for e in self.edges))
+        except (TypeError, ValueError) as error:
+            raise SchemaError(f"field {self.name!r}: edges {self.edges!r} must be a list of numbers") from error
+        if not all(isinstance(n, int) for n in (self.width, self.slots)) or isinstance(self.loss_weight, str):
+            raise SchemaError(f"field {self.name!r}: width and slots must be integers, loss_weight a number")
         if self.kind not in get_args(Kind):
             raise SchemaError(f"field {self.name!r}: kind {self.kind!r} is not one of {', '.join(get_args(Kind))}")
         if self.when not in get_args(When):
@@ -64,7 +70,7 @@ class Field:
             raise SchemaError(f"field {self.name!r}: only a 'categories' field has more than one slot")
         if (self.kind in ("number", "gap")) != bool(self.edges):
             raise SchemaError(f"field {self.name!r}: 'number' and 'gap' need edges, other kinds take none")
-        if any(b <= a for a, b in pairwise(self.edges)):
+        if not all(math.isfinite(e) for e in self.edges) or any(b <= a for a, b in pairwise(self.edges)):
             raise SchemaError(f"field {self.name!r}: edges must rise, got {list(self.edges)}")
         if self.loss_weight and self.when == "request":
             raise SchemaError(f"field {self.name!r}: a request-time field is an input and cannot be predicted")
@@ -83,7 +89,8 @@ class Field:
 class Schema:
     """The fields of an event, in column order, and of a title.
 
-    Exactly one event field has kind `id`: the title. Raises SchemaError naming the field that is wrong.
+    Exactly one event field has kind `id`: the title. A title field shares its vocabulary with the event field of its
+    path, if there is one. Raises SchemaError naming the field that is wrong.
     """
 
     fields: tuple[Field, ...]
@@ -95,9 +102,18 @@ class Schema:
             raise SchemaError(f"field names must differ; more than once: {doubled}")
         if [f.kind for f in self.fields].count("id") != 1:
             raise SchemaError("a schema needs exactly one field of kind 'id' (the title)")
+        if not self.id_field.loss_weight:
+            raise SchemaError(f"field {self.id_field.name!r}: the title must be predicted, give a loss_weight above 0")
         titles = {f.path: f for f in self.title_fields}
+        named = {f.name: f for f in self.title_fields}
+        if len(titles) != len(self.title_fields) or len(named) != len(self.title_fields):
+            raise SchemaError(f"title fields must differ in name and path: {[f.name for f in self.title_fields]}")
         for f in self.fields:
+            if f.name in named and f.path != named[f.name].path:
+                raise SchemaError(f"field {f.name!r}: a title field has this name and another path; rename one")
             if f.path.startswith("title."):
+                if f.when == "request":
+                    raise SchemaError(f"field {f.name!r}: metadata of the title is known only after the action")
                 if f.path not in titles:
                     raise SchemaError(f"field {f.name!r}: no title field has the path {f.path!r}")
                 if (f.kind, f.slots) != (titles[f.path].kind, titles[f.path].slots):
@@ -154,7 +170,7 @@ class Schema:
                 tuple(Field(**f) for f in data["fields"]),
                 tuple(Field(**f) for f in data.get("title_fields", ())),
             )
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise SchemaError(f"not a schema: {error}") from error
 
     @classmethod
@@ -162,7 +178,7 @@ class Schema:
         """Read a schema from a JSON file in the shape of `to_dict`."""
         try:
             return cls.from_dict(json.loads(path.read_text("utf-8")))
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise SchemaError(f"{path} is not JSON: {error}") from error
 
     @cached_property

@@ -28,8 +28,8 @@ class Titles:
     metadata: Mapping[str, Metadata]
 
     def __post_init__(self) -> None:
-        if (np.diff(self.ids) <= 0).any():
-            raise ValueError("title ids must be sorted and different")
+        if (np.diff(self.ids) <= 0).any() or (self.ids < 0).any():
+            raise ValueError("title ids must be sorted, different and at least 0")
         lengths = {"names": len(self.names)} | {k: len(v) for k, v in self.metadata.items()}
         if wrong := {k: n for k, n in lengths.items() if n != len(self.ids)}:
             raise ValueError(f"{len(self.ids)} title ids, but {wrong}")
@@ -70,6 +70,8 @@ def fit_title_vocabularies(schema: Schema, titles: Titles) -> dict[str, Vocabula
             values: set[str] = set()
             for v in titles.metadata.get(f.path.removeprefix("title."), ()):
                 values.update(v if isinstance(v, list) else [] if v is None else [str(v)])
+            if wrong := [v for v in values if not isinstance(v, str)]:
+                raise SchemaError(f"title metadata {f.path!r} has {wrong[0]!r} in a list of strings")
             found[f.path] = Vocabulary(sorted(values))
     return found
 
@@ -87,12 +89,15 @@ def encode_titles(schema: Schema, vocabularies: Mapping[str, Vocabulary], titles
             continue
         start, stop = schema.title_spans[f.name]
         try:
+            kinds = {"number": int | float, "categories": list, "category": str | int}[f.kind]
+            if wrong := [v for v in values if v is not None and not isinstance(v, kinds)]:
+                raise TypeError(f"it has {wrong[0]!r}")
             if f.kind == "number":
                 ids[FIRST:, start] = bucket(f, np.array([np.nan if v is None else float(v) for v in values]))
             else:
                 coded = code_strings(values, f.slots if f.kind == "categories" else 0)
                 encoded = vocabularies[f.path].encode_coded(coded.codes, coded.values)
-                ids[FIRST:, start:stop] = encoded.reshape(len(titles), -1)
+                ids[FIRST:, start:stop] = encoded.reshape(len(titles), stop - start)
         except (TypeError, ValueError) as error:
             raise SchemaError(f"title metadata {name!r} does not fit kind {f.kind!r}: {error}") from error
     return ids

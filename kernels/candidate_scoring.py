@@ -19,7 +19,8 @@ def candidate_scoring(
     fewer than k candidates are left, index −1 with score −inf. NaN scores count as −inf.
     Raises ValueError if shapes do not fit, k < 1, or an index is outside [−1, N).
     """
-    if member_vectors.shape[1:] != title_vectors.shape[1:] or candidates.shape[:1] != member_vectors.shape[:1]:
+    fits = member_vectors.dim() == title_vectors.dim() == candidates.dim() == 2
+    if not fits or member_vectors.shape[1] != title_vectors.shape[1] or len(candidates) != len(member_vectors):
         raise ValueError(
             f"member_vectors {tuple(member_vectors.shape)}, title_vectors {tuple(title_vectors.shape)} and "
             f"candidates {tuple(candidates.shape)} do not fit; expected [B, D], [N, D], [B, K]"
@@ -38,6 +39,8 @@ def candidate_scoring_reference(
 ) -> tuple[Tensor, Tensor]:
     """Plain torch with the same signature: the definition of the op."""
     members, titles = member_vectors.float(), title_vectors.float()
+    if not len(titles):
+        titles = titles.new_zeros(1, titles.shape[1])  # for the padding, the only candidate there can be
     width = candidates.shape[1]
     if members.shape[0] * width >= titles.shape[0]:
         scores = (members @ titles.T).gather(1, candidates.clamp(min=0))  # small catalogue: dense, then gather

@@ -187,13 +187,15 @@ class HomepageEngine:
         return self.store.bundle.titles.ids[titles[0][kept]], sources[0][kept]
 
     def score_titles(self, member_vector: np.ndarray, title_ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """(title ids int64 [k], scores float32 [k]) of the best k, best first; titles that the catalogue lacks, and
-        places past the end, are −1 with score −inf. Raises RequestError."""
+        """(title ids int64 [K], scores float32 [K]) of the best k, best first, K = min(k, titles given) and at least 1;
+        titles that the catalogue lacks stand at the end as −1 with score −inf. Raises RequestError."""
         vector = self._vector("member_vector", member_vector, self.store.vectors.shape[1])
         if k < 1:
             raise RequestError(f"k is {k}; it must be at least 1")
         order, scores = self.score(
-            torch.from_numpy(vector[None]).to(self.store.device), self.store.title_indices(title_ids)[None], k
+            torch.from_numpy(vector[None]).to(self.store.device),
+            self.store.title_indices(title_ids)[None],
+            min(k, max(1, len(title_ids))),  # a caller's k is no reason to fill memory with padding
         )
         ids = self.store.bundle.titles.ids[order[0]]
         return np.where(order[0] >= 0, ids, -1), scores[0]

@@ -52,8 +52,8 @@ def assemble(
         if len(places) < min(spec.min_titles, columns):
             continue
         if spec.first:
-            places = np.concatenate([places[np.isin(titles[places], spec.first)], places])
-            places = places[np.sort(np.unique(places, return_index=True)[1])]
+            rank = {title: i for i, title in enumerate(spec.first)}
+            places = np.array(sorted(places.tolist(), key=lambda at: rank.get(int(titles[at]), len(rank))), np.int64)
         places = places[: min(columns, spec.max_titles)]
         free[places] = False
         page.append(Placed(row, places))

@@ -91,10 +91,12 @@ def prepare(store: Store, request: PageRequest, now: float) -> Prepared:
     titles = history.ids[:, store.title_column].astype(np.int64) - FIRST
     seen = np.zeros(store.title_count, bool)
     seen[titles[titles >= 0]] = True
-    kept = history.ids[-store.model.config.max_events :]
-    counts.truncated = len(history.ids) - len(kept)
+    longest = store.model.config.max_events
+    counts.truncated = max(0, len(history.ids) - longest)
     last = int(history.timestamp[-1]) if len(history.timestamp) else None
     token = encode_request(schema, vocabularies, context, now, last, counts)
+    # One event more than is read: the oldest token, too, carries the action before it, as in training.
+    tokens = serving_tokens(schema, history.ids[-longest - 1 :], token)[-longest - 1 :]
     excluded = seen.copy()
     excluded[_indices(store, request.exclude)] = True
     member = Member(
@@ -103,7 +105,7 @@ def prepare(store: Store, request: PageRequest, now: float) -> Prepared:
         recent=titles[titles >= 0],
         excluded=excluded,
         locale=int(token[schema.spans["locale"][0]]) if "locale" in schema.spans else 0,
-        day=int(context.get("timestamp") or now) // 86400,
+        day=int(now if context.get("timestamp") is None else context["timestamp"]) // 86400,
     )
     fallback = None
     if not len(titles):
@@ -111,7 +113,6 @@ def prepare(store: Store, request: PageRequest, now: float) -> Prepared:
         fallback = "unknown_member" if unknown else "empty_history"
     elif not len(member.recent):
         fallback = "unknown_titles"
-    tokens = serving_tokens(schema, kept, token)
     return Prepared(tokens, member, store.member_view(history.ids), seen, fallback, counts)
 
 

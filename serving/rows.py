@@ -3,31 +3,36 @@ and pins; whoever wants another row adds a line to rows.json.
 
 An expression is a small subset of Python, evaluated for all titles at once and never executed as code:
     "Comedy" in genres               a metadata column of lists
-    1980 <= year < 1990              a column of numbers; a title without the value does not qualify
+    1980 <= year < 1990              a column of numbers
     language == "ja"                 a column of strings
     popularity >= 0.9                share of the catalogue that is less popular, 0 to 1
     year >= latest_year - 1          the newest year in the catalogue
     similar_to_liked(1)              near the member's most recent liked title (2: the one before); `{title}` in the
                                      label becomes its name
     history_length >= 5              of the member
-joined by and, or, not and parentheses. Shape letters: N titles, R rows.
+joined by and, or, not and parentheses. A title that lacks a value qualifies neither by `year < 1990` nor by
+`not year < 1990`: what is not known of a title never lets it in. Shape letters: N titles, R rows.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 import operator
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 
 _DYNAMIC = ("history_length", "similar_to_liked")
+_LONGEST_EXPRESSION = 1000  # characters; keeps the parser and the evaluation off the end of the stack
 _COMPARE = {
     ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge, ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
 }  # fmt: skip
+_LARGEST_NUMBER = 2**53  # from here on float64 skips integers
 _ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub}
 
 
@@ -40,7 +45,7 @@ class RowSpec:
     """One row. seen: whether titles the member has seen are left out, the only ones, or allowed ("any").
 
     min_titles: with fewer the row is not shown. pin: its fixed place on the page, 0 the top. first: title ids that
-    stand first in it when they are eligible.
+    stand first in it, in this order, when they are among the member's candidates and eligible.
     """
 
     row_id: int
@@ -53,28 +58,39 @@ class RowSpec:
     first: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "first", tuple(self.first))
-        if not isinstance(self.row_id, int) or self.row_id < 0:
-            raise RowError(f"row {self.row_id!r} ({self.label!r}): row_id must be an integer of at least 0")
+        who = f"row {self.row_id!r} ({self.label!r})"
+        if not _is_whole(self.row_id, 0):
+            raise RowError(f"{who}: row_id must be an integer from 0 to 2**63 - 1")
+        if not isinstance(self.label, str) or not isinstance(self.where, str):
+            raise RowError(f"{who}: label and where must be texts, where is {self.where!r}")
         if self.seen not in ("exclude", "only", "any"):
-            raise RowError(f"row {self.row_id} ({self.label!r}): seen {self.seen!r} is not exclude, only or any")
-        if not 1 <= self.min_titles <= self.max_titles:
+            raise RowError(f"{who}: seen {self.seen!r} is not exclude, only or any")
+        if not (_is_whole(self.min_titles, 1) and _is_whole(self.max_titles, self.min_titles)):
             raise RowError(
-                f"row {self.row_id} ({self.label!r}): min_titles {self.min_titles} and max_titles "
-                f"{self.max_titles} must satisfy 1 <= min <= max"
+                f"{who}: min_titles {self.min_titles!r} and max_titles {self.max_titles!r} must be integers with "
+                "1 <= min <= max"
             )
-        if self.pin is not None and self.pin < 0:
-            raise RowError(f"row {self.row_id} ({self.label!r}): pin {self.pin} must be at least 0")
+        if self.pin is not None and not _is_whole(self.pin, 0):
+            raise RowError(f"{who}: pin {self.pin!r} must be an integer of at least 0")
+        if not isinstance(self.first, list | tuple) or not all(_is_whole(t, 0) for t in self.first):
+            raise RowError(f"{who}: first {self.first!r} must be a list of title ids")
+        object.__setattr__(self, "first", tuple(self.first))
+
+
+def _is_whole(value: Any, low: int) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value < 2**63
 
 
 @dataclass(frozen=True)
 class TitleColumns:
-    """Title metadata as arrays [N]: numbers float64 (NaN absent), strings object, lists as one bool [N] per value."""
+    """Title metadata as arrays [N]: numbers float64 (NaN absent), strings str, lists as one bool [N] per value; known:
+    bool [N], which titles have the string or the list at all."""
 
     count: int
     numbers: Mapping[str, np.ndarray]
     strings: Mapping[str, np.ndarray]
     lists: Mapping[str, Mapping[str, np.ndarray]]
+    known: Mapping[str, np.ndarray]
 
     @classmethod
     def from_metadata(cls, count: int, metadata: Mapping[str, Sequence[Any]], popularity: np.ndarray) -> TitleColumns:
@@ -83,7 +99,9 @@ class TitleColumns:
         numbers: dict[str, np.ndarray] = {"popularity": order / max(1, count - 1)}
         strings: dict[str, np.ndarray] = {}
         lists: dict[str, dict[str, np.ndarray]] = {}
+        known: dict[str, np.ndarray] = {}
         for name, values in metadata.items():
+            known[name] = np.array([v is not None for v in values], bool)
             example = next((v for v in values if v is not None), None)
             if isinstance(example, list):
                 found: dict[str, np.ndarray] = {}
@@ -94,11 +112,11 @@ class TitleColumns:
             elif isinstance(example, int | float):
                 numbers[name] = np.array([np.nan if v is None else v for v in values], np.float64)
             else:
-                strings[name] = np.array(values, object)
+                strings[name] = np.array(["" if v is None else str(v) for v in values], str)
         years = numbers.get("year")
         if years is not None and not np.isnan(years).all():
             numbers["latest_year"] = np.full(count, np.nanmax(years))
-        return cls(count, numbers, strings, lists)
+        return cls(count, numbers, strings, lists, known)
 
 
 @dataclass(frozen=True)
@@ -115,102 +133,102 @@ class Eligibility:
 
     def __init__(self, text: str, columns: TitleColumns) -> None:
         self.text, self.columns = text, columns
+        if len(text) > _LONGEST_EXPRESSION:
+            raise self._error(f"{len(text)} characters are more than {_LONGEST_EXPRESSION}")
+        nobody = MemberView(0, (), lambda title: np.empty(0, np.int64))
         try:
             self.tree = ast.parse(text, mode="eval").body
+            names = {n.id for n in ast.walk(self.tree) if isinstance(n, ast.Name)}
+            self.dynamic = bool(names & set(_DYNAMIC))
+            self.seed = self._find_seed()
+            self.static = self._mask(nobody)  # also proves that every part of the expression can be evaluated
         except SyntaxError as error:
-            raise RowError(f"expression {text!r}: {error.msg} at position {error.offset}") from error
-        names = {n.id for n in ast.walk(self.tree) if isinstance(n, ast.Name)}
-        self.dynamic = bool(names & set(_DYNAMIC))
-        self.seed = self._find_seed()
-        nobody = MemberView(0, (), lambda title: np.empty(0, np.int64))
-        self.static = self._mask(nobody)  # also proves that every part of the expression can be evaluated
+            raise self._error(f"{error.msg} at position {error.offset}") from error
+        except (RecursionError, MemoryError) as error:
+            raise self._error("it is nested too deeply") from error
 
     def mask(self, member: MemberView) -> np.ndarray:
         """bool [N]: the titles that qualify for this member."""
         return self._mask(member) if self.dynamic else self.static
 
     def _find_seed(self) -> int | None:
-        calls = [n for n in ast.walk(self.tree) if isinstance(n, ast.Call)]
-        for call in calls:
+        seeds: set[int] = set()
+        for call in (n for n in ast.walk(self.tree) if isinstance(n, ast.Call)):
             number = call.args[0] if len(call.args) == 1 and not call.keywords else None
             if not isinstance(call.func, ast.Name) or call.func.id != "similar_to_liked":
-                raise RowError(f"expression {self.text!r}: the only function is similar_to_liked(n)")
-            if not isinstance(number, ast.Constant) or not isinstance(number.value, int) or number.value < 1:
-                raise RowError(f"expression {self.text!r}: similar_to_liked takes a whole number from 1")
-            return number.value
-        return None
+                raise self._error("the only function is similar_to_liked(n)")
+            if not isinstance(number, ast.Constant) or not _is_whole(number.value, 1):
+                raise self._error("similar_to_liked takes a whole number from 1")
+            seeds.add(number.value)
+        if len(seeds) > 1:
+            raise self._error("similar_to_liked stands for one title, which the label names; give the same number")
+        return next(iter(seeds), None)
 
     def _mask(self, member: MemberView) -> np.ndarray:
-        value = self._evaluate(self.tree, member)
-        if isinstance(value, bool | np.bool_):
-            return np.full(self.columns.count, bool(value))
-        if not isinstance(value, np.ndarray) or value.dtype != bool:
-            raise RowError(f"expression {self.text!r} gives values, not true or false; compare them with something")
-        return value
+        return np.broadcast_to(self._where(self.tree, True, member), self.columns.count).copy()
 
-    def _evaluate(self, node: ast.expr, member: MemberView) -> Any:
+    def _where(self, node: ast.expr, wanted: bool, member: MemberView) -> Any:
+        """bool [N] (or one bool for all): the titles for which a condition is known to be `wanted`."""
         if isinstance(node, ast.BoolOp):
-            parts = [self._condition(v, member) for v in node.values]
-            combine = np.logical_and if isinstance(node.op, ast.And) else np.logical_or
-            result = parts[0]
-            for part in parts[1:]:
-                result = combine(result, part)
-            return result
+            parts = [self._where(v, wanted, member) for v in node.values]
+            return _joined(parts, isinstance(node.op, ast.And) == wanted)
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-            return np.logical_not(self._condition(node.operand, member))
+            return self._where(node.operand, not wanted, member)
         if isinstance(node, ast.Compare):
-            return self._compare(node, member)
-        if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
-            left, right = self._evaluate(node.left, member), self._evaluate(node.right, member)
-            try:
-                return _ARITHMETIC[type(node.op)](left, right)
-            except TypeError as error:
-                raise RowError(f"expression {self.text!r}: {error}") from error
-        if isinstance(node, ast.Constant) and isinstance(node.value, str | int | float | bool):
-            return node.value
-        if isinstance(node, ast.Name):
-            return self._name(node.id, member)
+            operands = [node.left, *node.comparators]
+            pairs = zip(node.ops, operands[:-1], operands[1:], strict=True)
+            return _joined([self._compare(op, a, b, member) == wanted for op, a, b in pairs], wanted)
+        if isinstance(node, ast.Constant) and isinstance(node.value, bool):
+            return node.value == wanted
         if isinstance(node, ast.Call):
-            return self._similar(member)
-        raise RowError(f"expression {self.text!r}: {ast.unparse(node)!r} is not allowed here")
+            return self._similar(member) == wanted
+        self._value(node, member)  # says so if the part is not allowed at all
+        raise self._error(f"{ast.unparse(node)!r} gives values, not true or false; compare them with something")
 
-    def _condition(self, node: ast.expr, member: MemberView) -> Any:
-        value = self._evaluate(node, member)
-        if isinstance(value, bool | np.bool_) or (isinstance(value, np.ndarray) and value.dtype == bool):
-            return value
-        raise RowError(f"expression {self.text!r}: {ast.unparse(node)!r} is not a condition")
+    def _compare(self, op: ast.cmpop, left: ast.expr, right: ast.expr, member: MemberView) -> np.ndarray:
+        """int8 [N] (or one): 1 true, 0 false, −1 where a title lacks the value."""
+        if isinstance(op, ast.In | ast.NotIn):
+            part, known = self._contains(left, right)
+            return np.where(known, part == isinstance(op, ast.In), -1)
+        if type(op) not in _COMPARE:
+            raise self._error(f"comparison {type(op).__name__} is not allowed")
+        (a, a_known), (b, b_known) = self._value(left, member), self._value(right, member)
+        if _is_text(a) != _is_text(b):
+            raise self._error(f"{ast.unparse(left)!r} and {ast.unparse(right)!r} are not both numbers or both texts")
+        return np.where(a_known & b_known, _COMPARE[type(op)](a, b), -1)
 
-    def _compare(self, node: ast.Compare, member: MemberView) -> Any:
-        result: Any = True
-        left = node.left
-        for op, right in zip(node.ops, node.comparators, strict=True):
-            if isinstance(op, ast.In | ast.NotIn):
-                part = self._contains(left, right)
-                part = ~part if isinstance(op, ast.NotIn) else part
-            elif type(op) in _COMPARE:
-                try:
-                    part = _COMPARE[type(op)](self._evaluate(left, member), self._evaluate(right, member))
-                except TypeError as error:
-                    raise RowError(f"expression {self.text!r}: {error}") from error
-            else:
-                raise RowError(f"expression {self.text!r}: comparison {type(op).__name__} is not allowed")
-            result, left = np.logical_and(result, part), right
-        return result
+    def _value(self, node: ast.expr, member: MemberView) -> tuple[Any, Any]:
+        """(numbers or texts [N] or one of them, bool [N] or one: which are known)."""
+        if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
+            (a, a_known), (b, b_known) = self._value(node.left, member), self._value(node.right, member)
+            if _is_text(a) or _is_text(b):
+                raise self._error(f"{ast.unparse(node)!r} calculates with a text")
+            return _ARITHMETIC[type(node.op)](a, b), a_known & b_known
+        if isinstance(node, ast.Constant) and isinstance(node.value, str | int | float):
+            if isinstance(node.value, str):
+                return np.array(node.value), np.True_
+            if not isinstance(node.value, bool) and abs(node.value) <= _LARGEST_NUMBER:
+                return np.float64(node.value), np.True_
+        if isinstance(node, ast.Name):
+            return self._column(node.id, member)
+        raise self._error(f"{ast.unparse(node)!r} is not allowed here")
 
-    def _contains(self, value: ast.expr, column: ast.expr) -> np.ndarray:
+    def _contains(self, value: ast.expr, column: ast.expr) -> tuple[np.ndarray, np.ndarray]:
         if not (isinstance(value, ast.Constant) and isinstance(value.value, str) and isinstance(column, ast.Name)):
-            raise RowError(f'expression {self.text!r}: write "value" in column')
+            raise self._error('write "value" in column')
         if column.id not in self.columns.lists:
-            raise RowError(f"expression {self.text!r}: no column of lists {column.id!r}; {self._known()}")
-        return self.columns.lists[column.id].get(value.value, np.zeros(self.columns.count, bool))
+            raise self._error(f"no column of lists {column.id!r}; {self._known()}")
+        titles = self.columns.lists[column.id].get(value.value, np.zeros(self.columns.count, bool))
+        return titles, self.columns.known[column.id]
 
-    def _name(self, name: str, member: MemberView) -> Any:
+    def _column(self, name: str, member: MemberView) -> tuple[Any, Any]:
         if name == "history_length":
-            return member.history_length
-        for group in (self.columns.numbers, self.columns.strings):
-            if name in group:
-                return group[name]
-        raise RowError(f"expression {self.text!r}: no column {name!r}; {self._known()}")
+            return np.float64(member.history_length), np.True_
+        if name in self.columns.numbers:
+            return self.columns.numbers[name], ~np.isnan(self.columns.numbers[name])
+        if name in self.columns.strings:
+            return self.columns.strings[name], self.columns.known[name]
+        raise self._error(f"no column {name!r} of numbers or texts; {self._known()}")
 
     def _similar(self, member: MemberView) -> np.ndarray:
         mask = np.zeros(self.columns.count, bool)
@@ -222,6 +240,17 @@ class Eligibility:
         c = self.columns
         return f"known: {', '.join(sorted([*c.numbers, *c.strings, *c.lists, *_DYNAMIC]))}"
 
+    def _error(self, words: str) -> RowError:
+        return RowError(f"expression {self.text[:200]!r}: {words}")
+
+
+def _joined(parts: Sequence[Any], every: bool) -> Any:
+    return functools.reduce(np.logical_and if every else np.logical_or, parts)
+
+
+def _is_text(value: np.ndarray) -> bool:
+    return value.dtype.kind == "U"
+
 
 class RowCatalogue:
     """The rows of a bundle with their parsed expressions, in the order of rows.json.
@@ -232,9 +261,10 @@ class RowCatalogue:
     def __init__(self, data: Any, columns: TitleColumns) -> None:
         try:
             self.liked_actions: tuple[str, ...] = tuple(data["liked_actions"])
-            self.specs = tuple(RowSpec(**row) for row in data["rows"])
+            rows = list(data["rows"])
         except (KeyError, TypeError) as error:
-            raise RowError(f"rows.json: {error}") from error
+            raise RowError(f"rows.json: needs liked_actions and rows ({error})") from error
+        self.specs = tuple(_spec(row) for row in rows)
         ids = [s.row_id for s in self.specs]
         if doubled := sorted({i for i in ids if ids.count(i) > 1}):
             raise RowError(f"rows.json: row_id {doubled} is used more than once")
@@ -262,6 +292,13 @@ class RowCatalogue:
         """Title index that stands behind a row, by row index; rows whose seed the member lacks are missing."""
         found = {i: e.seed for i, e in enumerate(self.eligibility) if e.seed is not None}
         return {i: member.liked[seed - 1] for i, seed in found.items() if seed <= len(member.liked)}
+
+
+def _spec(row: Any) -> RowSpec:
+    try:
+        return RowSpec(**row)
+    except TypeError as error:
+        raise RowError(f"rows.json: row {reprlib.repr(row)}: {error}") from error
 
 
 def rows_to_json(specs: Sequence[RowSpec], liked_actions: Sequence[str]) -> dict[str, Any]:

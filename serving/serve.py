@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..foundation.bundle import read_manifest
+from ..foundation.bundle import MANIFEST, BundleError, read_manifest
 from ..foundation.schema import WIRE
 from .homepage import compare_known
 from .triton_server import ServerError, TritonServer, write_repository
@@ -48,16 +49,19 @@ def serve_bundle(
     or answers a known request wrongly.
     """
     bundle = bundle.resolve()
-    manifest = read_manifest(bundle)
+    version = read_manifest(bundle).get("version")
+    if not isinstance(version, int) or version < 1:
+        raise BundleError(f"{bundle / MANIFEST}: version is {version!r}; it must be an integer from 1")
     models = (*DEFAULT_MODELS, *(STAGE_MODELS if stages else ()))
     with tempfile.TemporaryDirectory(prefix="frontrow-repository-") as scratch:
         repository = write_repository(
             bundle, Path(scratch) / "models", (*DEFAULT_MODELS, *STAGE_MODELS),
-            version=manifest["version"], instances=instances,
+            version=version, instances=instances,
         )  # fmt: skip
         server = TritonServer(
             repository=repository, load=models, log=log, host=host, grpc_port=grpc_port, http_port=http_port,
             metrics_port=metrics_port, control_key=control_key or secrets.token_urlsafe(24),
+            threads=max(1, (os.cpu_count() or 1) // instances) if instances > 1 else None,
         )  # fmt: skip
         with server:
             server.wait_ready(READY_TIMEOUT_S, on_tick)
@@ -91,7 +95,8 @@ def prove(url: str, known: Mapping[str, Any]) -> None:
             assert result is not None
             try:
                 row_scores, title_scores = result.as_numpy("row_scores"), result.as_numpy("title_scores")
-                assert row_scores is not None and title_scores is not None
+                assert row_scores is not None
+                assert title_scores is not None
             except (AssertionError, ValueError) as error:  # the right shape with no bytes in it
                 raise WrongAnswer(
                     "the server leaves outputs empty; its Python needs numpy < 2 (see `frontrow doctor`)"

@@ -126,19 +126,18 @@ class Store:
         return at, self.bundle.histories.member(at)
 
     @cached_property
-    def _liked_ids(self) -> np.ndarray | None:
-        """Encoded action types that make a title liked; None if the schema has no action type."""
+    def _likes(self) -> np.ndarray | None:
+        """By encoded action type, whether it makes a title liked; None if the schema has no action type."""
         if "action_type" not in self.schema.spans:
             return None
         vocabulary = self.bundle.vocabularies["action_type"].values
-        liked = [FIRST + i for i, v in enumerate(vocabulary) if v in self.rows.liked_actions]
-        return np.array([0, *liked], np.int32)
+        return np.array([True, False, *(v in self.rows.liked_actions for v in vocabulary)])
 
     def member_view(self, ids: np.ndarray) -> MemberView:
         """What row expressions may ask, of a history of encoded events int32 [T, C]."""
         titles = ids[:, self.title_column].astype(np.int64) - FIRST
-        if self._liked_ids is not None:
-            titles = titles[np.isin(ids[:, self.schema.spans["action_type"][0]], self._liked_ids)]
+        if self._likes is not None:
+            titles = titles[self._likes[ids[:, self.schema.spans["action_type"][0]]]]
         newest_first = titles[titles >= 0][::-1][: 4 * LIKED_KEPT].tolist()
         return MemberView(len(ids), list(dict.fromkeys(newest_first))[:LIKED_KEPT], self.neighbours)
 

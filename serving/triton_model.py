@@ -17,7 +17,7 @@ import numpy as np
 
 from ..foundation.schema import ANONYMOUS, WIRE, Tensor
 from .homepage import HomepageEngine, Page, check_known
-from .requests import PageRequest, RequestError
+from .requests import BadRequest, PageRequest, RequestError
 from .store import Store
 
 _NUMPY = {"INT64": np.int64, "INT32": np.int32, "FP32": np.float32, "UINT8": np.uint8, "BYTES": np.object_}
@@ -32,6 +32,7 @@ def open_engine(args: Mapping[str, str]) -> HomepageEngine:
     known answers. Raises BundleError, which keeps the server from becoming ready and names the file."""
     engine = HomepageEngine(Store.open(bundle_dir(args)))
     check_known(engine)
+    engine.counters.clear()  # the proof is nobody's page
     return engine
 
 
@@ -94,7 +95,7 @@ def _compute(compute: Compute, rows: Sequence[Row]) -> Sequence[Row | Exception]
 
 
 def _error(pb_utils: Any, error: Exception) -> Any:
-    bad = isinstance(error, ValueError)
+    bad = isinstance(error, BadRequest)  # any other ValueError is a fault of ours, not of the caller
     code = pb_utils.TritonError.INVALID_ARG if bad else pb_utils.TritonError.INTERNAL
     text = str(error) if bad else f"{type(error).__name__}: {error}"
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, code))
@@ -149,14 +150,14 @@ def page_row(page: Page) -> Row:
 
 
 def each(compute_one: Callable[[Row], Row]) -> Compute:
-    """A Compute that takes rows one by one; a ValueError is that row's answer."""
+    """A Compute that takes rows one by one; what is wrong in a request is that row's answer."""
 
     def compute(rows: Sequence[Row]) -> list[Row | ValueError]:
         answers: list[Row | ValueError] = []
         for row in rows:
             try:
                 answers.append(compute_one(row))
-            except ValueError as error:
+            except BadRequest as error:
                 answers.append(error)
         return answers
 

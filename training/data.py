@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..foundation.bundle import vocabularies_by_path
 from ..foundation.events import Coded, Encoded, EventColumns, columns_from_table, encode
 from ..foundation.schema import FIRST, Schema, Vocabulary
 from ..foundation.titles import Titles, encode_titles, fit_title_vocabularies
@@ -70,10 +71,15 @@ def load_dataset(folder: Path, schema: Schema) -> Dataset:
     for name in ("events.parquet", "titles.parquet"):
         if not (folder / name).is_file():
             raise DataError(f"{folder / name} is missing; make it with `frontrow data movielens-100k`")
-    titles = read_titles(folder / "titles.parquet")
-    table = pq.read_table(folder / "events.parquet")
+    titles, file = read_titles(folder / "titles.parquet"), folder / "events.parquet"
+    table = pq.read_table(file)
     if "member_id" not in table.column_names:
-        raise DataError(f"{folder / 'events.parquet'} has no column 'member_id'; it has {table.column_names}")
+        raise DataError(f"{file} has no column 'member_id'; it has {table.column_names}")
+    if not len(table):
+        raise DataError(f"{file} has no events")
+    kind, nulls = table["member_id"].type, table["member_id"].null_count
+    if not pa.types.is_integer(kind) or nulls:
+        raise DataError(f"{file}: column 'member_id' has type {kind} and {nulls} nulls; give int64 without nulls")
     columns = columns_from_table(schema, table)
     members = table["member_id"].to_numpy().astype(np.int64)
     order = np.lexsort((columns.timestamp, members))  # stable: ties stay in file order
@@ -81,7 +87,7 @@ def load_dataset(folder: Path, schema: Schema) -> Dataset:
     member_ids, starts = np.unique(members, return_index=True)
     offsets = np.append(starts, len(members)).astype(np.int64)
     vocabularies = fit_vocabularies(schema, columns, titles)
-    title_ids = encode_titles(schema, _by_path(schema, vocabularies), titles)
+    title_ids = encode_titles(schema, vocabularies_by_path(schema, vocabularies), titles)
     events = encode(schema, vocabularies, columns, offsets, title_ids)
     return Dataset(schema, vocabularies, titles, title_ids, member_ids, events, fingerprint(folder))
 
@@ -91,12 +97,19 @@ def read_titles(path: Path) -> Titles:
     table = pq.read_table(path)
     if missing := {"title_id", "name"} - set(table.column_names):
         raise DataError(f"{path} has no column {sorted(missing)}; it has {table.column_names}")
+    for column, right in (("title_id", pa.types.is_integer), ("name", pa.types.is_string)):
+        if not right(table[column].type) or table[column].null_count:
+            kind, nulls = table[column].type, table[column].null_count
+            raise DataError(f"{path}: column {column!r} has type {kind} and {nulls} nulls; title_id int64, name string")
     metadata = {c: table[c].to_pylist() for c in table.column_names if c not in ("title_id", "name")}
-    return Titles.from_columns(table["title_id"].to_pylist(), table["name"].to_pylist(), metadata)
+    try:
+        return Titles.from_columns(table["title_id"].to_pylist(), table["name"].to_pylist(), metadata)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
 
 
 def fit_vocabularies(schema: Schema, columns: EventColumns, titles: Titles) -> dict[str, Vocabulary]:
-    """Vocabularies by event field name: all titles of the catalogue, and every value seen, sorted."""
+    """Vocabularies by field name: all titles of the catalogue, and every value seen, sorted."""
     by_title_path = fit_title_vocabularies(schema, titles)
     found: dict[str, Vocabulary] = {}
     for f in schema.fields:
@@ -109,11 +122,7 @@ def fit_vocabularies(schema: Schema, columns: EventColumns, titles: Titles) -> d
             found[f.name] = by_title_path[f.path]
         else:
             found[f.name] = Vocabulary(sorted(column.values) if isinstance(column, Coded) else ())
-    return found
-
-
-def _by_path(schema: Schema, vocabularies: Mapping[str, Vocabulary]) -> dict[str, Vocabulary]:
-    return {f.path: vocabularies[f.name] for f in schema.fields if f.name in vocabularies}
+    return found | {f.name: by_title_path[f.path] for f in schema.title_fields if f.path in by_title_path}
 
 
 def fingerprint(folder: Path) -> str:
@@ -129,9 +138,12 @@ def recent_events(data: Dataset, member_id: int, count: int) -> list[tuple[str, 
     at = int(np.searchsorted(data.member_ids, member_id))
     if at == len(data) or data.member_ids[at] != member_id:
         return []
-    events, actions = data.events.member(at), data.vocabularies["action_type"].values
+    events = data.events.member(at)
     titles = events.ids[:, data.schema.spans[data.schema.id_field.name][0]] - FIRST
-    action = events.ids[:, data.schema.spans["action_type"][0]] - FIRST
+    actions: list[str] = []
+    action = np.full(len(titles), -1)
+    if f := next((f for f in data.schema.fields if f.path == "what.action_type"), None):
+        actions, action = data.vocabularies[f.name].values, events.ids[:, data.schema.spans[f.name][0]] - FIRST
     found = []
     for i in range(len(titles) - 1, max(-1, len(titles) - 1 - count), -1):
         day = datetime.fromtimestamp(int(events.timestamp[i]), UTC).strftime("%Y-%m-%d")

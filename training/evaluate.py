@@ -42,15 +42,14 @@ def model_scorer(model: FoundationModel, data: Dataset, part: Part, with_request
 
 
 def score_unseen(score: Scorer, data: Dataset, part: Part, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(scores float32 [B, N] with titles seen before the held-out event at −inf, target title index int64 [B])."""
+    """(scores float32 [B, N] with titles seen before the held-out event at −inf, target title index int64 [B], −1 for
+    a title that the catalogue lacks)."""
     index = data.title_indices()
     positions = target_positions(data, members, part)
     scores, targets = score(members).astype(np.float32), index[positions]
     for row, (start, stop) in enumerate(zip(data.events.offsets[members], positions, strict=True)):
-        kept = scores[row, targets[row]]
         seen = index[start:stop]
-        scores[row, seen[seen >= 0]] = -np.inf
-        scores[row, targets[row]] = kept
+        scores[row, seen[(seen >= 0) & (seen != targets[row])]] = -np.inf
     return scores, targets
 
 
@@ -67,8 +66,10 @@ def ranks_of_targets(model: FoundationModel, data: Dataset, part: Part, with_req
 
 
 def _ranks(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """A target outside the catalogue, or with a NaN score, comes last."""
     own = scores[np.arange(len(targets)), targets]
-    return (scores >= own[:, None]).sum(1) - 1
+    ranks = (~(scores < own[:, None])).sum(1) - 1
+    return np.where(targets < 0, scores.shape[1], ranks)
 
 
 def ranking_metrics(ranks: np.ndarray) -> dict[str, float]:
@@ -96,15 +97,14 @@ def evaluate_scorer(score: Scorer, data: Dataset, part: Part) -> dict[str, float
         ranks.append(_ranks(scores, target))
         targets.append(target)
         shown.append(np.argsort(-scores, axis=1, kind="stable")[:, :CUTOFF])
-    top = np.concatenate(shown)
+    top, played = np.concatenate(shown), np.concatenate(targets)
+    played = played[played >= 0]
     share = (plays + 1) / (plays.sum() + len(plays))
     return ranking_metrics(np.concatenate(ranks)) | {
         "coverage": float(len(np.unique(top)) / len(plays)),
         "popularity_rank_shown": float(popularity_rank[top].mean()),
-        "popularity_rank_played": float(popularity_rank[np.concatenate(targets)].mean()),
-        "popularity_bias": float(
-            (popularity_rank[np.concatenate(targets)].mean() - popularity_rank[top].mean()) / len(plays)
-        ),
+        "popularity_rank_played": float(popularity_rank[played].mean()),
+        "popularity_bias": float((popularity_rank[played].mean() - popularity_rank[top].mean()) / len(plays)),
         "novelty_bits": float(-np.log2(share[top]).mean()),
     }
 

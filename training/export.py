@@ -145,7 +145,7 @@ def export_bundle(
 
 def _train_rows(
     store: Store, data: Dataset, on_epoch: Callable[[int, int], None]
-) -> tuple[RowRanker, dict[str, dict[str, float]]]:
+) -> tuple[RowRanker, dict[str, dict[str, float | None]]]:
     """The trained ranker and its table on the test events."""
     row_ids, features = torch.from_numpy(store.rows.ids), store.row_features
     parts = [

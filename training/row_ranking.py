@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..foundation.events import offset_tokens
 from ..foundation.model import FoundationModel
-from ..foundation.row_ranker import RowRanker
+from ..foundation.row_ranker import ROW_STATISTICS, RowRanker
 from ..serving.rows import MemberView, RowCatalogue
 from .batches import Part, evaluated_members, target_positions, training_ends
 from .data import Dataset
@@ -95,13 +95,14 @@ def _relevance(
     ahead = ((scores > own) & unseen).float()
     before, size = ahead @ static.T, unseen.float() @ static.T
     belongs = static.T[target] > 0
-    for row in rows.dynamic:
-        for p, (m, position) in enumerate(zip(member, at, strict=True)):
-            view = view_of(data.events.ids[data.events.offsets[m] : position])
-            mask = torch.from_numpy(rows.eligibility[row].mask(view))
-            before[p, row], size[p, row] = ahead[p, mask].sum(), unseen[p, mask].sum()
-            belongs[p, row] = mask[target[p]]
+    for p, (m, position) in enumerate(zip(member, at, strict=True)):
+        view = view_of(data.events.ids[data.events.offsets[m] : position])
+        for row in rows.dynamic:
+            within = torch.from_numpy(np.flatnonzero(rows.eligibility[row].mask(view)))
+            before[p, row], size[p, row] = ahead[p, within].sum(), unseen[p, within].sum()
+            belongs[p, row] = (within == target[p]).any()
     minimum = torch.tensor([s.min_titles for s in rows.specs])
+    belongs &= unseen.gather(1, target[:, None])
     return belongs & (before < FIRST_TITLES), size >= minimum
 
 
@@ -119,10 +120,7 @@ def train_row_ranker(
     row_ids int64 [R]; features [R, D + ROW_STATISTICS], from `row_features`.
     """
     torch.manual_seed(seed)
-    width = features.shape[1]
-    from ..foundation.row_ranker import ROW_STATISTICS
-
-    ranker = RowRanker(row_ids, train.state.shape[1], width - ROW_STATISTICS)
+    ranker = RowRanker(row_ids, train.state.shape[1], features.shape[1] - ROW_STATISTICS)
     optimizer = torch.optim.AdamW(ranker.parameters(), lr=2e-3, weight_decay=0.05)
     best, kept = -1.0, {k: v.clone() for k, v in ranker.state_dict().items()}
     for epoch in range(epochs):
@@ -151,24 +149,21 @@ def row_scores(ranker: RowRanker, moments: Moments, row_ids: Tensor, features: T
 
 
 def row_metrics(scores: Tensor, moments: Moments) -> dict[str, float]:
-    """NDCG and AUC of the relevant rows among those shown, and how often the top row is relevant; means over the
-    moments that have a relevant and an irrelevant row."""
+    """NDCG and AUC of the relevant rows among those shown (tied rows count half in AUC), and how often the top row is
+    relevant; means over the moments that have a relevant and an irrelevant row, NaN if none has."""
     relevant = moments.relevant & moments.shown
     usable = relevant.any(1) & (moments.shown & ~relevant).any(1)
     scores = scores.masked_fill(~moments.shown, -torch.inf)[usable]
-    relevant, shown = relevant[usable], moments.shown[usable]
-    order = scores.argsort(dim=1, descending=True, stable=True)
-    gains = relevant.gather(1, order).float()
+    relevant, irrelevant = relevant[usable], (moments.shown & ~relevant)[usable]
+    gains = relevant.gather(1, scores.argsort(dim=1, descending=True, stable=True)).float()
     discount = 1.0 / torch.log2(torch.arange(gains.shape[1]) + 2.0)
     ideal = (relevant.float().sort(dim=1, descending=True).values * discount).sum(1)
-    position = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1]).expand_as(order).contiguous())
-    good = relevant.sum(1)
-    bad = shown.sum(1) - good
-    below = shown.sum(1)[:, None] - 1 - position  # shown rows ranked below each row
-    pairs = (below * relevant).sum(1) - good * (good - 1) / 2
+    difference = scores[:, :, None] - scores[:, None, :]  # [moments, R, R]
+    won = (difference > 0).float() + 0.5 * (difference == 0)
+    pairs = relevant[:, :, None] & irrelevant[:, None, :]
     return {
         "row_ndcg": float(((gains * discount).sum(1) / ideal).mean()),
-        "row_auc": float((pairs / (good * bad)).mean()),
+        "row_auc": float(((won * pairs).sum((1, 2)) / pairs.sum((1, 2))).mean()),
         "top_row_relevant": float(gains[:, 0].mean()),
         "moments": int(usable.sum()),
     }
@@ -176,15 +171,16 @@ def row_metrics(scores: Tensor, moments: Moments) -> dict[str, float]:
 
 def evaluate_rows(
     ranker: RowRanker, train: Moments, test: Moments, row_ids: Tensor, features: Tensor, row_plays: Tensor
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, float | None]]:
     """The row ranker against rows by popularity (mean plays of their titles [R]), by size, and by how often each was
-    relevant in training."""
+    relevant in training; None where no moment can tell."""
     count = len(test.state)
     size = features[:, -3]
     usual = (train.relevant & train.shown).float().mean(0)
-    return {
+    table = {
         "row_ranker": row_metrics(row_scores(ranker, test, row_ids, features), test),
         "by_popularity": row_metrics(row_plays.expand(count, -1), test),
         "by_size": row_metrics(size.expand(count, -1), test),
         "by_training_relevance": row_metrics(usual.expand(count, -1), test),
     }
+    return {by: {name: None if v != v else v for name, v in found.items()} for by, found in table.items()}

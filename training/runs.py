@@ -17,7 +17,7 @@ from typing import Any
 from ..foundation.model import FoundationModel, ModelConfig
 from ..foundation.schema import Schema
 from .data import Dataset, load_dataset
-from .train import Progress, TrainConfig, build_model, load_best, train
+from .train import Progress, TrainConfig, build_model, is_first_process, load_best, train
 
 
 def start_run(run_dir: Path, folder: Path, data: Dataset, config: TrainConfig) -> None:
@@ -48,12 +48,17 @@ def train_run(
     on_progress: Callable[[Progress], None] = lambda progress: None,
     resume: bool = False,
 ) -> FoundationModel:
-    """Train in a run directory and draw its curves."""
+    """Train in a run directory and draw its curves. Raises ValueError where there is a checkpoint to resume, but of
+    other data, schema or settings; without `resume` what an older run left is removed."""
+    if resume and (run_dir / "checkpoint.pt").is_file() and not _is_of(run_dir, data, config):
+        raise ValueError(f"{run_dir} was trained on other data, schema or settings; train without --resume")
+    for name in ("finished", "evaluation.json", *(() if resume else ("checkpoint.pt", "best.pt"))):
+        (run_dir / name).unlink(missing_ok=True)
     start_run(run_dir, folder, data, config)
-    (run_dir / "finished").unlink(missing_ok=True)
     model = train(data, config, run_dir, on_progress, resume)
-    draw_curves(run_dir)
-    (run_dir / "finished").touch()
+    if is_first_process():
+        draw_curves(run_dir)
+        (run_dir / "finished").touch()
     return model
 
 
@@ -107,7 +112,7 @@ def draw_curves(run_dir: Path) -> None:
             left.plot(epochs, values, label=column.removeprefix("loss_"))
         elif column.startswith("validation_"):
             right.plot(epochs, values, label=column.removeprefix("validation_"))
-    left.set(xlabel="epoch", ylabel="training loss per head", yscale="log")
+    left.set(xlabel="epoch", ylabel="training loss per head", ylim=(0, None))
     right.set(xlabel="epoch", ylabel="validation", ylim=(0, None))
     for axis in (left, right):
         axis.legend(frameon=False)

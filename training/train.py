@@ -22,14 +22,14 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..foundation.model import FoundationModel, ModelConfig
-from .batches import trained_titles, training_batches
+from .batches import evaluated_members, trained_titles, training_batches
 from .data import Dataset
 from .evaluate import ranking_metrics, ranks_of_targets
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One run. patience: epochs without a better validation NDCG@10 after which it stops."""
+    """One run. patience: epochs in a row without a better validation NDCG@10 after which it stops."""
 
     epochs: int = 24
     batch_tokens: int = 2000
@@ -90,8 +90,10 @@ def train(
     """Train a model and return it with the weights of its best validation epoch.
 
     run_dir gets `metrics.csv` (a line per epoch), `checkpoint.pt` (for `resume`) and `best.pt`.
-    Raises FloatingPointError when the loss is not finite.
+    Raises FloatingPointError when the loss is not finite, ValueError for data too small to train or validate on.
     """
+    if not len(evaluated_members(data)):
+        raise ValueError("no member has three events: there is nothing to validate on")
     rank, world, device = _processes()
     torch.manual_seed(config.seed)
     model = build_model(data, config.model).to(device)
@@ -104,11 +106,13 @@ def train(
     state = _State()
     if resume and (run_dir / "checkpoint.pt").is_file():
         state = _load_checkpoint(run_dir / "checkpoint.pt", model, optimizer, rank, config)
-    while state.epoch < config.epochs and state.epoch - state.best_epoch <= config.patience:
+    while state.epoch < config.epochs and state.epoch - state.best_epoch < config.patience:
         started = time.monotonic()
         batches = list(
             training_batches(data, config.model.max_events, config.batch_tokens, config.seed, state.epoch, rank, world)
         )
+        if not batches:
+            raise ValueError(f"{world} processes share fewer batches than that; lower batch_tokens")
         model.train()
         sums: dict[str, float] = {}
         means: dict[str, float] = {}
@@ -145,7 +149,7 @@ def train(
         _save_checkpoint(run_dir, state, model, optimizer, config, rank, world)
         on_progress(Progress(state.epoch - 1, len(batches), len(batches), means, validation))
     if world > 1:
-        dist.barrier()
+        dist.barrier()  # best.pt is written by the first process
     return load_best(model, run_dir)
 
 
@@ -186,6 +190,11 @@ class _State:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
+def is_first_process() -> bool:
+    """Whether this is the process, of those that torchrun started, that writes and prints."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _processes() -> tuple[int, int, torch.device]:
     """(rank, world, device); joins torchrun's process group if there is one."""
     cuda = torch.cuda.is_available()
@@ -214,7 +223,7 @@ def _save_checkpoint(
     world: int,
 ) -> None:
     generators: list[Any] = [None] * world
-    own = torch.get_rng_state()
+    own = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
     if world > 1:
         dist.all_gather_object(generators, own)
     else:
@@ -246,5 +255,7 @@ def _load_checkpoint(
         raise ValueError(f"{path} was made by {len(content['generators'])} processes; resume with as many")
     model.load_state_dict(content["model"])
     optimizer.load_state_dict(content["optimizer"])
-    torch.set_rng_state(content["generators"][rank])
+    processor, *gpus = content["generators"][rank]
+    torch.set_rng_state(processor)
+    torch.cuda.set_rng_state_all(gpus)
     return _State(**content["state"])

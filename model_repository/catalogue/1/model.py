@@ -5,6 +5,7 @@ import json
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from frontrow.foundation.bundle import load_bundle
+from frontrow.serving.requests import RequestError
 from frontrow.serving.triton_model import bundle_dir, each, execute
 
 TITLES_A_CALL = 50_000
@@ -28,7 +29,7 @@ class TritonPythonModel:
     def names_from(self, row):
         start = int(row["title_offset"][0])
         if not 0 <= start <= len(self.ids):
-            raise ValueError(f"title_offset is {start}; the catalogue has {len(self.ids)} titles")
+            raise RequestError(f"title_offset is {start}; the catalogue has {len(self.ids)} titles")
         part = slice(start, start + TITLES_A_CALL)
         names = np.array(self.names[part], np.object_)
         return {"title_ids": self.ids[part], "title_names": names, "info": self.info}

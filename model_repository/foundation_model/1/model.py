@@ -15,7 +15,10 @@ class TritonPythonModel:
 
     def encode(self, requests):
         prepared = self.engine.prepare(requests, time.time())
-        vectors, states = self.engine.encode([p for p in prepared if not isinstance(p, ValueError)])
+        good = [p for p in prepared if not isinstance(p, ValueError)]
+        if not good:
+            return prepared
+        vectors, states = self.engine.encode(good)
         rows = iter(zip(vectors.cpu().numpy(), states.cpu().numpy(), strict=True))
         named = ({"member_vector": v, "row_state": s} for v, s in rows)
         return [p if isinstance(p, ValueError) else next(named) for p in prepared]

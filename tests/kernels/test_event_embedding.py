@@ -1,0 +1,95 @@
+"""event_embedding against loops in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from frontrow.kernels.event_embedding import event_embedding
+from torch import Tensor
+
+SPANS = [(0, 1), (1, 4), (4, 5)]
+SIZES, WIDTHS, M = [7, 5, 3], [4, 3, 2], 6
+
+
+def naive(ids: Tensor, tables: list[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
+    out = torch.zeros(len(ids), len(weight), dtype=torch.float64)
+    for t in range(len(ids)):
+        parts = []
+        for table, (start, stop) in zip(tables, SPANS, strict=True):
+            rows = [int(i) for i in ids[t, start:stop]]
+            if stop - start > 1:
+                rows = [i for i in rows if i]
+            total = torch.zeros(table.shape[1], dtype=torch.float64)
+            for i in rows:
+                total += table[i].double() / len(rows)
+            parts.append(total)
+        out[t] = weight.double() @ torch.cat(parts)
+    return out if bias is None else out + bias.double()
+
+
+def make(events: int) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
+    columns = [torch.randint(0, size, (events, stop - start)) for size, (start, stop) in zip(SIZES, SPANS, strict=True)]
+    tables = [torch.randn(v, e) for v, e in zip(SIZES, WIDTHS, strict=True)]
+    return torch.cat(columns, dim=1).int(), tables, torch.randn(M, sum(WIDTHS)), torch.randn(M)
+
+
+@pytest.mark.parametrize("events", [1, 2, 31, 100], ids="T={}".format)
+@pytest.mark.parametrize("with_bias", [False, True], ids=["no_bias", "bias"])
+def test_equals_naive(events: int, with_bias: bool) -> None:
+    ids, tables, weight, bias = make(events)
+    found = event_embedding(ids, tables, SPANS, weight, bias if with_bias else None)
+    torch.testing.assert_close(
+        found.double(), naive(ids, tables, weight, bias if with_bias else None), rtol=0, atol=1e-5
+    )
+
+
+def test_no_events_give_no_rows() -> None:
+    ids, tables, weight, bias = make(0)
+    assert event_embedding(ids, tables, SPANS, weight, bias).shape == (0, M)
+
+
+def test_field_without_values_is_zeros_but_a_single_column_uses_row_0() -> None:
+    _, tables, _, _ = make(1)
+    ids = torch.zeros(1, 5, dtype=torch.int32)
+    found = event_embedding(ids, tables, SPANS, torch.eye(sum(WIDTHS)))[0]
+    expected = torch.cat([tables[0][0], torch.zeros(WIDTHS[1]), tables[2][0]])
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_absent_slots_do_not_dilute_the_mean() -> None:
+    _, tables, _, _ = make(1)
+    ids = torch.tensor([[1, 0, 3, 0, 1]], dtype=torch.int32)
+    found = event_embedding(ids, tables, SPANS, torch.eye(sum(WIDTHS)))[0, 4:7]
+    torch.testing.assert_close(found, tables[1][3])
+
+
+def test_gradients_equal_those_of_naive() -> None:
+    ids, tables, weight, bias = make(9)
+    leaves = [t.requires_grad_() for t in (*tables, weight, bias)]
+    direction = torch.randn(9, M)
+    found = torch.autograd.grad((event_embedding(ids, tables, SPANS, weight, bias) * direction).sum(), leaves)
+    # The loop's in-place sums are differentiable too.
+    wanted = torch.autograd.grad((naive(ids, tables, weight, bias) * direction).sum(), leaves)
+    for f, w in zip(found, wanted, strict=True):
+        torch.testing.assert_close(f, w, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [(0, 7, "id 7 in columns \\[0, 1\\)"), (2, 5, "id 5 in columns \\[1, 4\\)"), (4, -1, "id -1 in columns")],
+)
+def test_id_outside_its_table_is_refused(column: int, value: int, message: str) -> None:
+    ids, tables, weight, bias = make(3)
+    ids[1, column] = value
+    with pytest.raises(ValueError, match=message):
+        event_embedding(ids, tables, SPANS, weight, bias)
+
+
+def test_misfits_are_refused() -> None:
+    ids, tables, weight, bias = make(3)
+    with pytest.raises(ValueError, match="do not fit 2 spans"):
+        event_embedding(ids, tables, SPANS[:2], weight, bias)
+    with pytest.raises(ValueError, match="weight \\[M, 9\\]"):
+        event_embedding(ids, tables, SPANS, weight[:, :-1], bias)
+    with pytest.raises(ValueError, match="reach beyond the 4 columns"):
+        event_embedding(ids[:, :4], tables, SPANS, weight, bias)

@@ -1,0 +1,279 @@
+"""A real Triton Server on a tiny bundle: the page that members get, whatever they send and whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import statistics
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from frontrow.clients import AsyncHomepageClient, Homepage, HomepageClient, InvalidRequest, SchemaMismatch
+from frontrow.foundation.schema import SOURCES, Schema, default_schema
+from frontrow.serving.homepage import HomepageEngine, Page
+from frontrow.serving.requests import PageRequest
+from frontrow.serving.serve import serve_bundle
+from frontrow.serving.store import Store
+from frontrow.serving.triton_server import CONTROL_HEADER, ServerNotFound, TritonServer, find_tritonserver
+from server_process import free_ports
+from wire_cases import BAD_REQUESTS, Bad, inputs, public_events, texts
+
+grpc = pytest.importorskip("tritonclient.grpc", reason="tritonclient[grpc] is not installed")
+try:
+    find_tritonserver()
+except ServerNotFound as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+WHEN = {"timestamp": 1_720_000_000, "device": "TV"}
+
+
+@dataclass(frozen=True)
+class Running:
+    """The server of this file, and clients of it."""
+
+    server: TritonServer
+    engine: HomepageEngine
+    client: HomepageClient
+    raw: Any
+
+    def infer(self, model: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Straight through tritonclient, past the checks of ours."""
+        tensors = []
+        for name, array in arrays.items():
+            dtype = {"int64": "INT64", "int32": "INT32", "float32": "FP32", "object": "BYTES"}[str(array.dtype)]
+            tensors.append(grpc.InferInput(name, list(array.shape), dtype))
+            tensors[-1].set_data_from_numpy(array)
+        result = self.raw.infer(model, tensors, str(self.engine.store.version), client_timeout=20)
+        return {t.name: result.as_numpy(t.name) for t in result.get_response().outputs}
+
+
+@pytest.fixture(scope="module")
+def running(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    ports, log = free_ports(), tmp_path_factory.mktemp("server") / "server.log"
+    with serve_bundle(tiny_bundle, log=log, stages=True, control_key="key", **ports) as server:
+        url = f"127.0.0.1:{server.grpc_port}"
+        with HomepageClient(url, timeout_s=20) as client, grpc.InferenceServerClient(url) as raw:
+            yield Running(server, HomepageEngine(Store.open(tiny_bundle)), client, raw)
+
+
+def assert_is_page(found: Homepage, page: Any) -> None:
+    assert isinstance(page, Page), page
+    assert [row.row_id for row in found.rows] == page.row_ids.tolist()
+    np.testing.assert_allclose([row.score for row in found.rows], page.row_scores, rtol=1e-5)
+    for row, ids, scores, sources in zip(found.rows, page.title_ids, page.title_scores, page.sources, strict=True):
+        count = int((ids >= 0).sum())
+        assert [t.title_id for t in row.titles] == ids[:count].tolist()
+        np.testing.assert_allclose([t.score for t in row.titles], scores[:count], rtol=1e-5, atol=1e-6)
+        assert [t.source for t in row.titles] == [SOURCES[s] for s in sources[:count]]
+    assert found.fallback == page.info["fallback"]
+
+
+def engine_page(running: Running, member: int | None, events: list[Any], **size: Any) -> Any:
+    request = PageRequest(-1 if member is None else member, texts(events), json.dumps(WHEN).encode(), **size)
+    return running.engine.pages([request])[0]
+
+
+# --- The page ---
+
+
+@pytest.mark.parametrize("member", [1005, None, 999_999], ids=["stored", "anonymous", "unknown"])
+@pytest.mark.parametrize("sent", [0, 3], ids=["no events", "events"])
+def test_the_served_page_is_the_engines_page(running: Running, member: int | None, sent: int) -> None:
+    events = public_events(running.engine.store.bundle, 1020)[:sent]
+    found = running.client.homepage(member, events=events, context=WHEN, rows=6, titles=7)
+    assert_is_page(found, engine_page(running, member, events, rows=6, titles=7))
+    assert found.bundle_version == running.engine.store.version
+    assert all(title.name == f"Title {title.title_id - 500}" for row in found.rows for title in row.titles)
+
+
+def test_the_asyncio_client_gets_the_same_pages(running: Running) -> None:
+    async def ask() -> list[Homepage]:
+        async with AsyncHomepageClient(f"127.0.0.1:{running.server.grpc_port}", timeout_s=20) as client:
+            return await asyncio.gather(*(client.homepage(m, context=WHEN) for m in (1001, 1002, 1003, None)))
+
+    for found, member in zip(asyncio.run(ask()), (1001, 1002, 1003, None), strict=True):
+        assert_is_page(found, engine_page(running, member, []))
+
+
+def test_a_hand_written_caller_may_leave_optional_inputs_out_and_send_batches(running: Running) -> None:
+    answer = running.infer("homepage", {"member_id": np.array([[1001]])})
+    assert answer["row_ids"].shape == (1, 10)
+    stored = texts(public_events(running.engine.store.bundle, 1009))[:9]
+    context = json.dumps(WHEN).encode()
+    events = np.array([stored, stored[:4] + [b""] * 5], np.object_)
+    two = {"member_id": np.array([[-1], [-1]]), "events": events, "context": np.array([[context]] * 2, np.object_)}
+    answer = running.infer("homepage", two)
+    requests = [PageRequest(-1, stored, context), PageRequest(-1, stored[:4], context)]
+    for row, page in enumerate(running.engine.pages(requests)):
+        assert isinstance(page, Page), page
+        np.testing.assert_array_equal(answer["title_ids"][row], page.title_ids)
+        np.testing.assert_allclose(answer["title_scores"][row], page.title_scores, rtol=1e-5, atol=1e-6)
+
+
+def test_nothing_left_to_show_is_an_empty_page(running: Running) -> None:
+    everything = running.engine.store.bundle.titles.ids.tolist()
+    assert running.client.homepage(1001, exclude=everything).rows == ()
+
+
+def test_the_largest_page_and_a_long_history_arrive_whole(running: Running) -> None:
+    events = [{"timestamp": 1_600_000_000 + i, "what": {"entity_id": 500 + i % 30}} for i in range(20_000)]
+    found = running.client.homepage(events=events, rows=100, titles=500, context=WHEN)
+    assert_is_page(found, engine_page(running, None, events, rows=100, titles=500))
+    assert found.info["counts"]["truncated"] == 20_000 - running.engine.store.model.config.max_events
+
+
+# --- Bad requests ---
+
+
+@pytest.mark.parametrize("bad", BAD_REQUESTS, ids=lambda bad: bad.name)
+def test_a_bad_request_is_an_invalid_argument_and_the_next_good_one_is_answered(running: Running, bad: Bad) -> None:
+    with pytest.raises(grpc.InferenceServerException, match=bad.says) as refused:
+        running.infer("homepage", bad.inputs())
+    assert refused.value.status() == "StatusCode.INVALID_ARGUMENT"
+    answer = running.infer("homepage", inputs("homepage", member_id=[1001], page=[2, 4]))
+    assert answer["title_ids"].shape == (1, 2, 4)
+
+
+def test_what_the_server_refuses_is_an_invalid_request_of_the_client(running: Running) -> None:
+    with pytest.raises(InvalidRequest, match=r"event 0: 'what\.entity_id' is -7"):
+        running.client.homepage(events=[{"timestamp": 1, "what": {"entity_id": -7}}])
+
+
+def test_a_client_with_other_fields_is_told_so(running: Running) -> None:
+    own = default_schema()
+    other = Schema(own.fields, tuple(dataclasses.replace(f, width=4) for f in own.title_fields))
+    url = f"127.0.0.1:{running.server.grpc_port}"
+    with HomepageClient(url, timeout_s=20, schema=other) as client, pytest.raises(SchemaMismatch, match=other.hash):
+        client.homepage(1001)
+    with HomepageClient(url, timeout_s=20, schema=None) as client:
+        assert client.homepage(1001).rows
+
+
+# --- The stages ---
+
+
+def test_the_stages_put_together_by_hand_score_as_the_homepage_does(running: Running) -> None:
+    context = [json.dumps(WHEN).encode()]
+    page = running.infer("homepage", inputs("homepage", member_id=[1010], context=context, page=[20, 50]))
+    encoded = running.infer("foundation_model", inputs("foundation_model", member_id=[1010], context=context))
+    vector, state = encoded["member_vector"][0], encoded["row_state"][0]
+    found = running.infer(
+        "candidate_retrieval", inputs("candidate_retrieval", member_vector=vector, member_id=[1010], k=[1000])
+    )
+    ids = found["title_ids"][0]
+    ranked = running.infer(
+        "candidate_scoring", inputs("candidate_scoring", member_vector=vector, title_ids=ids, k=[len(ids)])
+    )
+    assert (np.diff(ranked["scores"][0]) <= 0).all()
+    scores = dict(zip(ranked["title_ids"][0].tolist(), ranked["scores"][0].tolist(), strict=True))
+    there = page["title_ids"][0] >= 0
+    expected = [scores[t] for t in page["title_ids"][0][there].tolist()]
+    np.testing.assert_allclose(page["title_scores"][0][there], expected, rtol=1e-5, atol=1e-6)
+    rows = running.infer("row_ranking", inputs("row_ranking", row_state=state, row_ids=page["row_ids"][0]))
+    np.testing.assert_allclose(rows["scores"], page["row_scores"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "arrays", "says"),
+    [
+        ("foundation_model", {"member_id": [-1], "events": [b"{"]}, "event 0 is not JSON"),
+        (
+            "candidate_retrieval",
+            {"member_vector": [1.0, 2.0], "member_id": [1], "k": [5]},
+            "member_vector has 2 values",
+        ),
+        ("candidate_retrieval", {"member_vector": [1.0] * 64, "member_id": [1], "k": [0]}, "k is 0"),
+        ("candidate_scoring", {"member_vector": [np.nan] * 64, "title_ids": [501], "k": [1]}, "not finite"),
+        ("row_ranking", {"row_state": [1.0] * 32, "row_ids": [1, 4040]}, "4040"),
+        ("catalogue", {"title_offset": [-3]}, "title_offset is -3"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and " " not in value else "",
+)
+def test_a_stage_refuses_what_does_not_fit(running: Running, model: str, arrays: dict[str, Any], says: str) -> None:
+    with pytest.raises(grpc.InferenceServerException, match=says) as refused:
+        running.infer(model, inputs(model, **arrays))
+    assert refused.value.status() == "StatusCode.INVALID_ARGUMENT"
+
+
+# --- Load ---
+
+
+def test_mixed_requests_share_executes(running: Running) -> None:
+    """16 threads, histories of 0 to 60 events, stored and anonymous members, with and without context and exclusions.
+    Triton Server batches only what carries the same set of inputs and may be ragged; this notices if either breaks."""
+    events = [{"timestamp": 1_600_000_000 + i, "what": {"entity_id": 500 + i % 60}} for i in range(60)]
+    rng = np.random.default_rng(5)
+    kinds = [(None if rng.random() < 0.5 else 1000 + int(rng.integers(60)), int(rng.integers(61))) for _ in range(480)]
+
+    def ask(i: int) -> bool:
+        member, length = kinds[i]
+        page = running.client.homepage(
+            member, events=events[:length], context=WHEN if i % 3 else None, exclude=[501] if i % 2 else (),
+            rows=5 + i % 5,
+        )  # fmt: skip
+        return 5 <= len(page.rows) <= 5 + i % 5
+
+    def counts() -> tuple[int, int]:
+        (found,) = running.raw.get_inference_statistics("homepage").model_stats
+        return found.inference_count, found.execution_count
+
+    before = counts()
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(ask, range(len(kinds))))
+    inferences, executions = np.subtract(counts(), before).tolist()
+    print(f"mean batch of mixed requests, 16 threads: {inferences / executions:.2f}")
+    assert inferences == len(kinds)
+    assert inferences / executions > 1.5
+
+
+def test_one_page_at_a_time_takes_25_ms_at_most(running: Running) -> None:
+    events = [{"timestamp": 1_700_000_000 + 60 * i, "what": {"entity_id": 500 + i % 90}, "where": {"device": "TV"}}
+              for i in range(200)]  # fmt: skip
+    times = []
+    for _ in range(100):
+        started = time.perf_counter()
+        running.client.homepage(events=events, context=WHEN)
+        times.append((time.perf_counter() - started) * 1000)
+    p50, p95 = statistics.median(times), statistics.quantiles(times, n=20)[-1]
+    print(f"homepage over gRPC, 200 events, concurrency 1: p50 {p50:.1f} ms, p95 {p95:.1f} ms")
+    assert p50 <= 25
+
+
+# --- Operation ---
+
+
+def test_metrics_count_pages_refusals_and_fallbacks(running: Running) -> None:
+    def read() -> dict[str, float]:
+        url = f"http://127.0.0.1:{running.server.metrics_port}/metrics"
+        lines = urllib.request.urlopen(url, timeout=10).read().decode().splitlines()
+        start = 'frontrow_homepage_total{what="'
+        return {line[len(start) :].split('"')[0]: float(line.split()[-1]) for line in lines if line.startswith(start)}
+
+    before = read()
+    running.client.homepage(999_999)
+    with pytest.raises(InvalidRequest):
+        running.client.homepage(1001, context={"colour": "red"})
+    after = read()
+    for name, more in (("pages", 1), ("refused", 1), ("fallback_unknown_member", 1), ("fallback_unknown_titles", 0)):
+        assert after.get(name, 0) - before.get(name, 0) == more, name
+
+
+def test_models_are_loaded_and_unloaded_only_by_who_holds_the_key(running: Running) -> None:
+    key = {f"triton-grpc-protocol-{CONTROL_HEADER}": running.server.control_key}
+    wrong = {f"triton-grpc-protocol-{CONTROL_HEADER}": "guess"}
+    for headers in (None, wrong):
+        for change in (running.raw.load_model, running.raw.unload_model):
+            with pytest.raises(grpc.InferenceServerException, match="restricted"):
+                change("row_ranking", headers=headers)
+    assert running.raw.is_model_ready("row_ranking")
+    running.raw.unload_model("row_ranking", headers=key)
+    running.raw.load_model("row_ranking", headers=key)
+    assert running.raw.is_model_ready("row_ranking", str(running.engine.store.version))

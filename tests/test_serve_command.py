@@ -1,0 +1,190 @@
+"""`frontrow serve` and what it is made of: starts on a whole bundle only, says so, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from frontrow.clients import HomepageClient, ServerUnavailable
+from frontrow.foundation.bundle import BundleError, manifest_sha256
+from frontrow.serving.serve import serve_bundle
+from frontrow.serving.triton_server import ServerDied, ServerNotFound, find_tritonserver
+from server_process import FRONTROW, eventually, free_ports, left_behind, options, start, wait_ready
+
+try:
+    find_tritonserver()
+except ServerNotFound as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+# --- A bundle that is not whole ---
+
+
+def flip_a_byte(bundle: Path) -> None:
+    file = bundle / "vectors.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def cut_short(bundle: Path) -> None:
+    file = bundle / "members.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def of_another_product(bundle: Path) -> None:
+    change_manifest(bundle, format="keras")
+
+
+def change_manifest(bundle: Path, **changes: Any) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest = {k: v for k, v in {**manifest, **changes}.items() if v is not ...}
+    manifest["manifest_sha256"] = manifest_sha256(manifest)
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+
+def edit_the_manifest(bundle: Path) -> None:
+    file = bundle / "manifest.json"
+    file.write_text(file.read_text().replace('"Flat"', '"Flax"'))
+
+
+Damage = Callable[[Path], None]
+DAMAGES: list[tuple[Damage, str]] = [
+    (flip_a_byte, r"vectors\.safetensors is corrupt"),
+    (cut_short, r"members\.safetensors has \d+ bytes, the manifest says \d+"),
+    (of_another_product, r"manifest\.json is not the manifest of a Frontrow bundle"),
+]
+MORE: list[tuple[Damage, str]] = [
+    (lambda bundle: (bundle / "rows.json").unlink(), r"rows\.json is missing"),
+    (lambda bundle: (bundle / "manifest.json").write_text('{"for'), r"manifest\.json cannot be read as JSON"),
+    (lambda bundle: (bundle / "manifest.json").write_text("[]"), r"manifest\.json is not the manifest"),
+    (lambda bundle: (bundle / "manifest.json").unlink(), r"it has no manifest\.json"),
+    (lambda bundle: change_manifest(bundle, format_version=99), r"manifest\.json has format version 99"),
+    (lambda bundle: change_manifest(bundle, version=...), r"manifest\.json: version is None"),
+    (lambda bundle: change_manifest(bundle, version="one"), r"manifest\.json: version is 'one'"),
+    (lambda bundle: change_manifest(bundle, version=0), r"manifest\.json: version is 0"),
+    (lambda bundle: change_manifest(bundle, files=...), r"manifest\.json lists no files"),
+    (lambda bundle: change_manifest(bundle, files={}), r"manifest\.json does not list"),
+    (edit_the_manifest, r"manifest\.json is corrupt"),
+    (shutil.rmtree, "is not a bundle"),
+]
+
+
+@pytest.fixture
+def copy(tiny_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+
+@pytest.mark.parametrize(("damage", "says"), DAMAGES + MORE, ids=[says for _, says in DAMAGES + MORE])
+def test_a_bundle_that_is_not_whole_is_refused_before_anything_starts(
+    copy: Path, tmp_path: Path, damage: Damage, says: str
+) -> None:
+    damage(copy)
+    log = tmp_path / "server.log"
+    with pytest.raises(BundleError, match=says), serve_bundle(copy, log=log, **free_ports()):
+        pass
+    assert not log.exists()
+
+
+def refused(bundle: Path, folder: Path, ports: dict[str, int]) -> str:
+    """The one line with which `frontrow serve` ends."""
+    done = subprocess.run(
+        [str(FRONTROW), "serve", "--bundle", str(bundle), *options(ports)],
+        cwd=folder, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+@pytest.mark.parametrize(("damage", "says"), DAMAGES, ids=[says for _, says in DAMAGES])
+def test_the_command_ends_with_one_line_that_names_the_file(
+    copy: Path, tmp_path: Path, damage: Damage, says: str
+) -> None:
+    damage(copy)
+    line = refused(copy, tmp_path, free_ports())
+    assert line.startswith("frontrow: ")
+    assert re.search(says, line)
+    assert str(copy) in line
+
+
+def test_a_bundle_that_answers_otherwise_than_it_says_does_not_become_ready(copy: Path, tmp_path: Path) -> None:
+    """Whole, with the right hashes; but the model in the server gives other scores than the exporter saw."""
+    known = json.loads((copy / "known.json").read_text())
+    known["answers"][0]["title_scores"][0][0] += 1.0
+    (copy / "known.json").write_text(json.dumps(known))
+    files = json.loads((copy / "manifest.json").read_text())["files"]
+    content = (copy / "known.json").read_bytes()
+    files["known.json"] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    change_manifest(copy, files=files)
+    with pytest.raises(ServerDied) as died, serve_bundle(copy, log=tmp_path / "server.log", **free_ports()):
+        pass
+    assert "a known request is answered differently: member 1000: title_scores is off by 1" in str(died.value)
+    assert str(copy) in str(died.value)
+
+
+# --- Starting, stopping, dying ---
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_ends_the_command_and_leaves_nothing(tiny_bundle: Path, tmp_path: Path, number: int) -> None:
+    ports = free_ports()
+    process = start(tiny_bundle, tmp_path, ports)
+    line = wait_ready(process, tmp_path)
+    assert re.fullmatch(r"ready in [\d.]+ s: .*", line)
+    for part in (str(tiny_bundle), *map(str, ports.values()), "server.log"):
+        assert part in line
+    with HomepageClient(f"127.0.0.1:{ports['grpc_port']}", timeout_s=10) as client:
+        assert client.homepage(1001).rows
+    if number == signal.SIGINT:  # a second server cannot have the ports
+        assert f"port {ports['grpc_port']} on 127.0.0.1 is in use: choose another with --grpc-port" in refused(
+            tiny_bundle, tmp_path, ports
+        )
+    assert left_behind(process, tmp_path), "else the next line shows nothing"
+    process.send_signal(number)
+    assert process.wait(30) == 0
+    assert eventually(lambda: not left_behind(process, tmp_path)), left_behind(process, tmp_path)
+    assert "stopped" in (tmp_path / "out").read_text()
+    assert (tmp_path / "err").read_text() == ""
+
+
+def test_a_signal_while_it_starts_leaves_nothing_either(tiny_bundle: Path, tmp_path: Path) -> None:
+    process = start(tiny_bundle, tmp_path, free_ports())
+    assert eventually(lambda: bool(left_behind(process, tmp_path)), 60)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(40) == 0
+    assert eventually(lambda: not left_behind(process, tmp_path)), left_behind(process, tmp_path)
+    assert "ready" not in (tmp_path / "out").read_text()
+
+
+def test_a_server_that_is_killed_is_told_in_clear_words_on_both_sides(tiny_bundle: Path, tmp_path: Path) -> None:
+    ports = free_ports()
+    process = start(tiny_bundle, tmp_path, ports)
+    wait_ready(process, tmp_path)
+    url = f"127.0.0.1:{ports['grpc_port']}"
+    with HomepageClient(url, timeout_s=10) as client:
+        assert client.homepage(1001).rows
+        os.kill(server_pid(process.pid), signal.SIGKILL)
+        assert process.wait(30) == 1
+        with pytest.raises(ServerUnavailable, match=f"no server at {url}; start one with `frontrow serve`"):
+            client.homepage(1001)
+    err = (tmp_path / "err").read_text()
+    assert err.startswith(f"frontrow: Triton Server ended by signal 9; its log is {tmp_path / 'server.log'}")
+    assert "Traceback" not in err
+    assert eventually(lambda: not left_behind(process, tmp_path)), left_behind(process, tmp_path)
+
+
+def server_pid(launcher: int) -> int:
+    listing = subprocess.run(["ps", "-wweo", "pid=,comm=,args="], capture_output=True, text=True, check=True).stdout
+    (line,) = [s for s in listing.splitlines() if f"--id=frontrow-{launcher}-" in s and s.split()[1] == "tritonserver"]
+    return int(line.split()[0])
