@@ -25,6 +25,7 @@ PROTOCOL = (
 
 def main(seeds: list[int]) -> None:
     data = load_dataset(fetch_movielens_100k(Path("data/movielens-100k")), default_schema())
+    source = provenance(f"python -m frontrow.benchmarks.quality {' '.join(map(str, seeds))}")
     runs, table = [], {}
     for seed in seeds:
         best = {"epoch": 0, "ndcg@10": -1.0}
@@ -49,7 +50,7 @@ def main(seeds: list[int]) -> None:
         "seeds": runs,
         "mean": {k: sum(r[k] for r in runs) / len(runs) for k in names},
         "baselines": table["baselines"],
-        **provenance(f"python -m frontrow.benchmarks.quality {' '.join(map(str, seeds))}"),
+        **source,
     }
     print(write_result("ml-100k", content))
 

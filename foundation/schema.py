@@ -355,7 +355,7 @@ WIRE: dict[str, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = {
 }
 
 # Where a candidate came from; its place in this tuple is the UINT8 on the wire. "none" stands past the end of a row.
-SOURCES = ("none", "embedding", "item_item", "user_user", "popular", "new", "explore", "history")
+SOURCES = ("none", "embedding", "item_item", "user_user", "popular", "new", "explore", "history", "editorial")
 
 ANONYMOUS = -1
 MAX_EVENTS = 100_000

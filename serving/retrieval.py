@@ -14,8 +14,8 @@ import numpy as np
 from ..foundation.schema import SOURCES
 from .store import Store
 
-# Share of the list that each source may fill, in the order in which they claim a title; whatever is left over goes
-# to the embedding, then to popularity.
+# Share of the list that each source may fill, in the order in which they claim a title. Before them come the titles
+# that rows name to stand first (editorial); whatever is left over goes to the embedding, then to popularity.
 QUOTAS = {
     "item_item": 0.2,
     "user_user": 0.15,
@@ -63,6 +63,7 @@ def _fill(store: Store, member: Member, near: np.ndarray, titles: np.ndarray, so
     embedding = near[near >= 0]  # FAISS pads with −1
     popular = store.popular_by_locale.get(member.locale, store.popular)
     lists = {
+        "editorial": store.editorial,
         "item_item": item_item(store, member.recent, round(QUOTAS["item_item"] * width) + len(member.recent)),
         "user_user": _known(store.user_user[member.index]) if member.index >= 0 else np.empty(0, np.int64),
         "embedding": embedding,
@@ -71,6 +72,7 @@ def _fill(store: Store, member: Member, near: np.ndarray, titles: np.ndarray, so
         "explore": explore(store, member),
     }
     for name, quota in [
+        ("editorial", width),
         *((n, round(q * width)) for n, q in QUOTAS.items()),
         ("embedding", width),
         ("popular", width),

@@ -45,7 +45,7 @@ class RowSpec:
     """One row. seen: whether titles the member has seen are left out, the only ones, or allowed ("any").
 
     min_titles: with fewer the row is not shown. pin: its fixed place on the page, 0 the top. first: title ids that
-    stand first in it, in this order, when they are among the member's candidates and eligible.
+    stand first in it, in this order, when they are eligible; they are candidates for everybody.
     """
 
     row_id: int

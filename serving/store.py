@@ -107,6 +107,13 @@ class Store:
         return order[years[order] >= np.nanmax(years) - 1]
 
     @cached_property
+    def editorial(self) -> np.ndarray:
+        """Title indices that some row names to stand first, which are candidates for everybody."""
+        named = sorted({title for spec in self.rows.specs for title in spec.first})
+        index = self.title_indices(np.array(named, np.int64))
+        return index[index >= 0]
+
+    @cached_property
     def long_tail(self) -> np.ndarray:
         """Title indices of the less popular half that have been played at all."""
         half = self.popular[self.title_count // 2 :]

@@ -57,10 +57,11 @@ def execute(pb_utils: Any, model: str, requests: Sequence[Any], compute: Compute
     answers = _compute(compute, rows)
     responses = []
     for share in shares:
-        mine = [] if isinstance(share, ValueError) else [answers[i] for i in share]
-        error = share if isinstance(share, ValueError) else next((a for a in mine if isinstance(a, Exception)), None)
-        if error is not None:
-            responses.append(_error(pb_utils, error))
+        mine = [share] if isinstance(share, ValueError) else [answers[i] for i in share]
+        wrong = [(row, a) for row, a in enumerate(mine) if isinstance(a, Exception)]
+        if wrong:
+            row, error = wrong[0]
+            responses.append(_error(pb_utils, error, f"row {row} of the batch: " if len(mine) > 1 else ""))
         else:
             tensors = [pb_utils.Tensor(t.name, _stack(t, [a[t.name] for a in mine])) for t in outputs]  # type: ignore[index]
             responses.append(pb_utils.InferenceResponse(output_tensors=tensors))
@@ -94,11 +95,11 @@ def _compute(compute: Compute, rows: Sequence[Row]) -> Sequence[Row | Exception]
         return [error] if len(rows) == 1 else [_compute(compute, [row])[0] for row in rows]
 
 
-def _error(pb_utils: Any, error: Exception) -> Any:
+def _error(pb_utils: Any, error: Exception, where: str) -> Any:
     bad = isinstance(error, BadRequest)  # any other ValueError is a fault of ours, not of the caller
     code = pb_utils.TritonError.INVALID_ARG if bad else pb_utils.TritonError.INTERNAL
     text = str(error) if bad else f"{type(error).__name__}: {error}"
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, code))
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(where + text, code))
 
 
 def _stack(t: Tensor, rows: Sequence[np.ndarray]) -> np.ndarray:

@@ -171,7 +171,7 @@ def load_best(model: FoundationModel, run_dir: Path) -> FoundationModel:
     try:
         model.load_state_dict(torch.load(file, weights_only=True, map_location=device))
     except RuntimeError as error:
-        raise ValueError(f"{file} was trained on other data or settings; train again: {error}") from error
+        raise ValueError(f"{file} was trained on other data or settings; train again") from error
     return model.eval()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,17 @@ def test_each_source_proposes_what_it_stands_for(store: Store) -> None:
     assert (years[found["new"]] >= np.nanmax(years) - 1).all()
     ranks = {t: rank for rank, t in enumerate(store.popular.tolist())}
     assert all(ranks[t] >= store.title_count // 2 and store.popularity[t] > 0 for t in found["explore"])
+
+
+def test_titles_that_a_row_names_to_stand_first_are_candidates_for_everybody(bundle: Bundle) -> None:
+    named = [int(bundle.titles.ids[i]) for i in (70, 3, 41)]
+    rows = json.loads(json.dumps(bundle.rows))
+    rows["rows"][0]["first"] = [*named, 10**9]  # the last is no title of this catalogue
+    store = Store(dataclasses.replace(bundle, rows=rows))
+    excluded = np.zeros(store.title_count, bool)
+    excluded[41] = True
+    for member in (stranger(store, excluded=excluded), member_of(store, 4, excluded=excluded)):
+        assert candidates(store, member, 10)["editorial"] == [3, 70]
 
 
 def test_the_embedding_reaches_past_what_is_excluded(store: Store) -> None:

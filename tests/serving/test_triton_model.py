@@ -199,7 +199,7 @@ def test_a_bad_row_of_a_client_batch_refuses_that_request_and_no_other(homepage:
     batch = request({"member_id": np.array([[1001], [-2]])})
     refused, good = homepage.execute([batch, request(inputs("homepage", member_id=[1001]))])
     assert refused.error.code_ == TritonError.INVALID_ARG
-    assert "member_id is -2" in refused.error.message_
+    assert "row 1 of the batch: member_id is -2" in refused.error.message_
     assert good.error is None
 
 
