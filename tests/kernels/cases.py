@@ -1,0 +1,47 @@
+"""The launches that are compiled without a GPU: each op at the shapes it is made for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from frontrow.kernels.candidate_scoring import candidate_scoring_triton
+from frontrow.kernels.top_keys import top_keys_triton
+
+Launch = Callable[[], Any]
+
+
+def scoring(lists: int, k: int, dtype: torch.dtype, width: int = 256, longest: int = 1000) -> Launch:
+    titles = torch.zeros(1024, width).to(dtype)
+    scales = torch.zeros(1024) if dtype in (torch.int8, torch.float8_e4m3fn) else None
+    candidates = torch.zeros(lists, longest, dtype=torch.int64)
+    members = torch.zeros(lists, width, dtype=torch.bfloat16)
+    return lambda: candidate_scoring_triton(members, titles, candidates, k, longest, scales=scales)
+
+
+def page_rows(longest: int, k: int) -> Launch:
+    """The rows of a page in one launch: ragged lists that fit one tile."""
+    titles, members = torch.zeros(1024, 128, dtype=torch.bfloat16), torch.zeros(8, 128)
+    offsets = torch.arange(0, 41) * longest
+    candidates, of = torch.zeros(40 * longest, dtype=torch.int64), torch.zeros(40, dtype=torch.int64)
+    bias, exclude = torch.zeros(1024), torch.zeros(40 * longest, dtype=torch.bool)
+    return lambda: candidate_scoring_triton(
+        members, titles, candidates, k, longest, offsets=offsets, members=of, bias=bias, exclude=exclude
+    )
+
+
+CASES: dict[str, dict[str, Launch]] = {
+    "top_keys": {
+        f"C={count} k={k}": lambda count=count, k=k: top_keys_triton(torch.zeros(2, count, dtype=torch.int64), k)
+        for count, k in ((1000, 1), (1000, 100), (1000, 1000), (8000, 100), (78125, 100))
+    },
+    "candidate_scoring": {
+        "bf16 B=512 k=100": scoring(512, 100, torch.bfloat16),
+        "bf16 B=512 k=1000": scoring(512, 1000, torch.bfloat16),
+        "bf16 B=8 k=100": scoring(8, 100, torch.bfloat16),
+        "int8 B=512 k=100": scoring(512, 100, torch.int8),
+        "fp32 B=512 k=10": scoring(512, 10, torch.float32),
+        "page rows": page_rows(100, 20),
+    },
+}
