@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
+from ..kernels.linear_cross_entropy import linear_cross_entropy
 from .embedding import table_size
 from .schema import FIRST, Schema
 
@@ -34,8 +35,8 @@ class Heads(nn.Module):
         """
         id_field = self.schema.id_field
         title = targets[:, self.schema.spans[id_field.name][0]].long() - FIRST
-        logits = (self.member(hidden) @ title_vectors.T).float()
-        found = {id_field.name: _cross_entropy(logits, title)}
+        total = linear_cross_entropy(self.member(hidden), title_vectors, title)
+        found = {id_field.name: total / (title >= 0).sum().clamp(min=1)}
         for f, linear in zip(self.fields, self.linear, strict=True):
             start, stop = self.schema.spans[f.name]
             logits = linear(hidden).float()

@@ -88,9 +88,8 @@ class FoundationModel(nn.Module):
 
     def encode(self, tokens: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
         """The last token of each history: member vectors [B, D] and row states [B, M]. Every history has a token."""
-        hidden, state = self.hidden(tokens, offsets)
-        last = offsets[1:] - 1
-        return self.heads.member(hidden[last]), state[last]
+        hidden, state = self.transformer.last(self.events(tokens), offsets, self.config.state_layer)
+        return self.heads.member(hidden), state
 
     def losses(self, tokens: Tensor, offsets: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Loss per target field: tokens and targets int32 [T, C] → {name: scalar}."""

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 
 class Ragged:
-    """Where each token stands: offsets int64 [B+1] → position [T] within its history and slot [T] in [B·L]."""
+    """Where each token stands: offsets int64 [B+1] → position [T] within its history and slot [T] in [B·L]; the last
+    token [B] of each history; which places [B, L] hold a token."""
 
     def __init__(self, offsets: Tensor) -> None:
         lengths = offsets.diff()
@@ -22,6 +23,8 @@ class Ragged:
         member = torch.repeat_interleave(torch.arange(self.members, device=offsets.device), lengths)
         self.position = torch.arange(len(member), device=offsets.device) - offsets[member]
         self.slot = member * self.longest + self.position
+        self.last = offsets[1:] - 1
+        self.real = torch.arange(self.longest, device=offsets.device) < lengths[:, None]
 
     def pad(self, x: Tensor) -> Tensor:
         """[T, …] → [B, L, …], zeros at the right."""
@@ -56,19 +59,29 @@ class Block(nn.Module):
         self.up = nn.Linear(d_model, 4 * d_model)
         self.down = nn.Linear(4 * d_model, d_model)
 
-    def forward(self, x: Tensor, ragged: Ragged) -> Tensor:
-        """x [T, M] → [T, M]."""
-        count, width = x.shape
-        qkv = self.qkv(self.attention_norm(x)).view(count, 3, self.heads, width // self.heads)
-        q, k = rotate(qkv[:, :2], ragged.position).unbind(1)
-        padded = ragged.pad(torch.stack([q, k, qkv[:, 2]], dim=1))  # [B, L, 3, H, d]
-        q, k, v = padded.permute(2, 0, 3, 1, 4)
+    def forward(self, x: Tensor, ragged: Ragged, last_only: bool = False) -> Tensor:
+        """x [T, M] → [T, M], or with `last_only` what comes out for each history's last token: [B, M]."""
+        width = x.shape[1]
+        normed = self.attention_norm(x)
+        asking = normed[ragged.last] if last_only else normed
+        q = self._heads(nnf.linear(asking, self.qkv.weight[:width]), 1)
+        k, v = self._heads(nnf.linear(normed, self.qkv.weight[width:]), 2).unbind(1)
+        q = rotate(q[:, 0], ragged.position[ragged.last] if last_only else ragged.position)
+        k, v = ragged.pad(torch.stack([rotate(k, ragged.position), v], dim=1)).permute(2, 0, 3, 1, 4)  # [B, H, L, d]
         # No dropout on the attention weights: torch's CPU flash kernel has none, and falls back to [B, H, L, L].
-        attended = nnf.scaled_dot_product_attention(q, k, v, is_causal=True)
-        attended = ragged.unpad(attended.transpose(1, 2)).reshape(count, width)
+        if last_only:
+            attended = nnf.scaled_dot_product_attention(q[:, :, None], k, v, attn_mask=ragged.real[:, None, None])
+            attended, x = attended.flatten(1), x[ragged.last]
+        else:
+            attended = nnf.scaled_dot_product_attention(ragged.pad(q).transpose(1, 2), k, v, is_causal=True)
+            attended = ragged.unpad(attended.transpose(1, 2)).flatten(1)
         x = x + nnf.dropout(self.out(attended), self.dropout, self.training)
         fed = self.down(nnf.gelu(self.up(self.feed_norm(x))))
         return x + nnf.dropout(fed, self.dropout, self.training)
+
+    def _heads(self, x: Tensor, parts: int) -> Tensor:
+        """[T, parts · M] → [T, parts, H, d]."""
+        return x.view(len(x), parts, self.heads, -1)
 
 
 class Transformer(nn.Module):
@@ -86,4 +99,16 @@ class Transformer(nn.Module):
             x = block(x, ragged)
             if number == state_layer:
                 state = x
+        return self.norm(x), state
+
+    def last(self, x: Tensor, offsets: Tensor, state_layer: int) -> tuple[Tensor, Tensor]:
+        """`forward` for the last token of each history: [B, M] and [B, M]. The last block computes no other token, so
+        that of its work only keys and values grow with the histories."""
+        ragged = Ragged(offsets)
+        state = x[ragged.last]
+        for number, block in enumerate(self.blocks, start=1):
+            final = number == len(self.blocks)
+            x = block(x, ragged, last_only=final)
+            if number == state_layer:
+                state = x if final else x[ragged.last]
         return self.norm(x), state

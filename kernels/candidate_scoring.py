@@ -34,7 +34,7 @@ with suppress(ImportError):
 
 TITLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.float8_e4m3fn)
 PROGRAMS = 512  # with fewer tiles of 128 a large GPU (132 processors, several programs each) is not full
-LOADED = 8192  # elements of title vectors that a program has in flight
+LOADED = 8192  # elements of title vectors that a program has in flight; half of one-byte ones, which are widened
 STEP = 4096  # candidates gathered at once by the torch path
 
 
@@ -239,6 +239,7 @@ def candidate_scoring_triton(
     tiles = ceil_div(longest, tile)
     kept = next_power_of_2(min(k, longest))
     block = next_power_of_2(width)
+    loaded = LOADED if title_vectors.dtype.itemsize > 1 else LOADED // 2
     if tiles == 1:
         tile = max(next_power_of_2(longest), 2)
         indices, scores = empty_answer(candidates, lists, k, longest)
@@ -264,7 +265,7 @@ def candidate_scoring_triton(
         k,
         WIDTH=width,
         TILE=tile,
-        BLOCK=min(block, max(16, LOADED // tile)),
+        BLOCK=min(block, max(16, loaded // tile)),
         KEEP=kept,
         LAST=tiles == 1,
         num_warps=4 if tile >= 64 else 2,

@@ -94,10 +94,12 @@ def best(keys, TILE: constexpr, KEEP: constexpr):
     """The KEEP largest of TILE keys, in falling order."""
     # tl.topk of one key does not compile before Triton 3.9, and of all keys it is a sort.
     if KEEP == TILE:
-        return tl.sort(keys, descending=True)
-    if KEEP == 1:
-        return tl.max(keys, axis=0, keep_dims=True)
-    return tl.topk(keys, KEEP)
+        found = tl.sort(keys, descending=True)
+    elif KEEP == 1:
+        found = tl.max(keys, axis=0, keep_dims=True)
+    else:
+        found = tl.topk(keys, KEEP)
+    return found
 
 
 @jit()

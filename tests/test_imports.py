@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,8 +72,29 @@ def test_imports_follow_the_direction(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "kernels").glob("*.py")), ids=lambda f: f.name)
-def test_kernels_need_only_torch_and_triton(file: Path) -> None:
-    assert third_party(file) <= {"torch", "triton"}
+def test_kernels_import_little(file: Path) -> None:
+    assert third_party(file) <= {"torch", "triton", "faiss", "liger_kernel"}
+
+
+def test_kernels_run_with_nothing_but_torch() -> None:
+    code = """
+import sys
+for name in ("triton", "faiss", "liger_kernel"):
+    sys.modules[name] = None
+import torch
+from frontrow.kernels.candidate_scoring import candidate_scoring
+from frontrow.kernels.catalogue_search import catalogue_search
+from frontrow.kernels.event_embedding import event_embedding
+from frontrow.kernels.linear_cross_entropy import linear_cross_entropy
+vectors, titles = torch.ones(2, 4), torch.eye(9)[:, :4].contiguous()
+candidate_scoring(vectors, titles, torch.tensor([[0, 8], [3, 1]]), 1)
+candidate_scoring(vectors[:1], titles, torch.tensor([[0, 8]]), 1)
+catalogue_search(vectors, titles, 3)
+event_embedding(torch.zeros(2, 1, dtype=torch.int32), [titles], [(0, 1)], torch.ones(8, 4))
+linear_cross_entropy(vectors, titles, torch.tensor([1, 2]))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 def test_the_schema_needs_only_numpy() -> None:

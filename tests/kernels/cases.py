@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from frontrow.kernels.candidate_scoring import candidate_scoring_triton
+from frontrow.kernels.catalogue_search import catalogue_search_triton
 from frontrow.kernels.top_keys import top_keys_triton
 
 Launch = Callable[[], Any]
@@ -31,6 +32,13 @@ def page_rows(longest: int, k: int) -> Launch:
     )
 
 
+def search(asked: int, dtype: torch.dtype, width: int = 128) -> Launch:
+    titles, queries = torch.zeros(4096, width).to(dtype), torch.zeros(asked, width, dtype=torch.bfloat16)
+    bias, exclude = torch.zeros(4096), torch.zeros(1, 128, dtype=torch.int32)
+    scales = bias if dtype == torch.int8 else None
+    return lambda: catalogue_search_triton(queries, titles, 100, scales, bias, exclude)
+
+
 CASES: dict[str, dict[str, Launch]] = {
     "top_keys": {
         f"C={count} k={k}": lambda count=count, k=k: top_keys_triton(torch.zeros(2, count, dtype=torch.int64), k)
@@ -43,5 +51,11 @@ CASES: dict[str, dict[str, Launch]] = {
         "int8 B=512 k=100": scoring(512, 100, torch.int8),
         "fp32 B=512 k=10": scoring(512, 10, torch.float32),
         "page rows": page_rows(100, 20),
+    },
+    "catalogue_search": {
+        "bf16 Q=8": search(8, torch.bfloat16),
+        "bf16 Q=64": search(64, torch.bfloat16),
+        "bf16 Q=8 D=256": search(8, torch.bfloat16, 256),
+        "int8 Q=8": search(8, torch.int8),
     },
 }

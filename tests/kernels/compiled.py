@@ -1,9 +1,9 @@
 """Compiles what the ops launch for GPUs that need not be there, and prints what the compiler made of it as JSON.
 
-python compiled.py OP [ARCHITECTURE ...]: OP is a module of cases.py's CASES; architectures default to 80 90 100.
-The ops' own launchers run on CPU tensors; each launch compiles the kernel that a GPU would get for these very arguments,
-and runs nothing. Must be a process of its own: Triton's interpreter (TRITON_INTERPRET) and its compiler exclude each
-other. One JSON object: {case: {architecture: [{kernel, registers, stack, shared, …}]}}.
+python compiled.py OP [ARCHITECTURE ...]: OP is a key of CASES in cases.py; architectures default to 80 90 100.
+The ops' own launchers run on CPU tensors; each launch compiles the kernel that a GPU would get for these very
+arguments, and runs nothing. Must be a process of its own: Triton's interpreter (TRITON_INTERPRET) and its compiler
+exclude each other. One JSON object: {case: {architecture: [{kernel, registers, stack, shared, …}]}}.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""candidate_scoring against a loop in float64; ties, padding and values that are no numbers."""
+"""candidate_scoring's public function against loops in float64: ties, padding, values that are no numbers, refusals."""
 
 from __future__ import annotations
 
@@ -8,23 +8,14 @@ import pytest
 import torch
 from frontrow.kernels.candidate_scoring import candidate_scoring
 from torch import Tensor
+from truth import ranked
 
 INF, NAN = math.inf, math.nan
 
 
-def naive(members: Tensor, titles: Tensor, candidates: Tensor, k: int) -> tuple[list[list[int]], list[list[float]]]:
-    indices, scores = [], []
-    for member, row in zip(members.double(), candidates.tolist(), strict=True):
-        scored = [(float(member @ titles[i].double()), i) for i in row if i >= 0]
-        kept = sorted((-s, i) for s, i in scored if not math.isnan(s) and s != -INF)[:k]
-        indices.append([i for _, i in kept] + [-1] * (k - len(kept)))
-        scores.append([-s for s, _ in kept] + [-INF] * (k - len(kept)))
-    return indices, scores
-
-
 def check(members: Tensor, titles: Tensor, candidates: Tensor, k: int) -> None:
     indices, scores = candidate_scoring(members, titles, candidates, k)
-    wanted_indices, wanted_scores = naive(members, titles, candidates, k)
+    wanted_indices, wanted_scores = ranked(members, titles, candidates.tolist(), k)
     assert (indices.dtype, scores.dtype) == (torch.int64, torch.float32)
     assert indices.tolist() == wanted_indices
     torch.testing.assert_close(scores.double(), torch.tensor(wanted_scores, dtype=torch.float64), rtol=1e-5, atol=1e-5)
@@ -112,3 +103,62 @@ def test_shapes_that_do_not_fit_are_refused(shapes: tuple[tuple[int, ...], ...])
     members, titles, candidates = shapes
     with pytest.raises(ValueError, match="do not fit"):
         candidate_scoring(torch.ones(members), torch.ones(titles), torch.zeros(candidates, dtype=torch.int64), 1)
+
+
+LISTS = [[3, 1, -1, 0], [], [2, 2, 4]]
+RAGGED = {"candidates": torch.tensor([3, 1, -1, 0, 2, 2, 4]), "offsets": torch.tensor([0, 4, 4, 7])}
+
+
+@pytest.mark.parametrize("filler", [0, 100], ids=["dense", "gather"])
+@pytest.mark.parametrize("longest", [None, 4, 9])
+def test_ragged_lists_with_members_of_their_own(filler: int, longest: int | None) -> None:
+    vectors, titles = torch.randn(2, 8), torch.randn(5 + filler, 8)
+    of = torch.tensor([1, 0, 1])
+    got = candidate_scoring(vectors, titles, **RAGGED, k=3, members=of, longest=longest)
+    wanted = ranked(vectors[of], titles, LISTS, 3)
+    assert got[0].tolist() == wanted[0]
+    torch.testing.assert_close(got[1].double(), torch.tensor(wanted[1], dtype=torch.float64), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("filler", [0, 300], ids=["dense", "gather"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.float8_e4m3fn])
+def test_scales_bias_and_exclusion_with_every_kind_of_table(filler: int, dtype: torch.dtype) -> None:
+    titles = (torch.randn(40 + filler, 16) * 20).to(dtype)
+    scales, bias = torch.rand(len(titles)), torch.randn(len(titles))
+    candidates, exclude = torch.randint(-1, 40, (3, 30)), torch.rand(3, 30) < 0.3
+    vectors = torch.randn(3, 16)
+    got = candidate_scoring(vectors, titles, candidates, 12, scales=scales, bias=bias, exclude=exclude)
+    wanted = ranked(vectors, titles, candidates.tolist(), 12, scales, bias, exclude.tolist())
+    assert got[0].tolist() == wanted[0]
+    torch.testing.assert_close(got[1].double(), torch.tensor(wanted[1], dtype=torch.float64), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"offsets": torch.tensor([0, 4, 3, 7])}, "must rise from 0 to 7"),
+        ({"offsets": torch.tensor([1, 4, 4, 7])}, "must rise from 0 to 7"),
+        ({"members": torch.tensor([0, 1, 2])}, r"member 2 is outside \[0, 2\)"),
+        ({"members": torch.tensor([0, 1])}, r"members is torch.int64 \(2,\); expected torch.int64 \(3,\)"),
+        ({"members": None}, "need `members`"),
+        ({"bias": torch.zeros(4)}, r"bias is torch.float32 \(4,\)"),
+        ({"scales": torch.zeros(5, dtype=torch.float64)}, "scales is torch.float64"),
+        ({"exclude": torch.zeros(3, dtype=torch.bool)}, "exclude is torch.bool"),
+        ({"title_vectors": torch.zeros(5, 8, dtype=torch.int32)}, "title_vectors torch.int32"),
+        ({"candidates": torch.zeros(7)}, "candidates are torch.float32; expected int32 or int64"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_arguments_that_do_not_fit_are_named(change: dict[str, Tensor | None], message: str) -> None:
+    arguments = {
+        "member_vectors": torch.zeros(2, 8), "title_vectors": torch.zeros(5, 8), **RAGGED,
+        "members": torch.tensor([1, 0, 1]), "k": 1,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        candidate_scoring(**{**arguments, **change})
+
+
+def test_torch_sees_through_the_op() -> None:
+    vectors, titles, candidates = torch.randn(2, 8), torch.randn(5, 8), torch.tensor([[0, 3, -1], [4, 4, 1]])
+    arguments = (vectors, titles, candidates, 2, 3, None, None, None, None, None)
+    torch.library.opcheck(torch.ops.frontrow.candidate_scoring.default, arguments)

@@ -30,9 +30,11 @@ def test_unpacking_gives_back_what_was_packed() -> None:
 
 @pytest.mark.parametrize(
     ("rows", "count", "k"),
-    [(1, 1, 1), (1, 1, 5), (3, 5, 9), (2, 100, 100), (2, 2048, 64), (2, 3000, 100), (1, 5000, 1000), (1, 2500, 1)]
-    + [(2, 0, 3), (0, 5, 3), (1, 3000, 1500), (1, 2049, 4096)],
-)  # fmt: skip
+    [
+        *((1, 1, 1), (1, 1, 5), (3, 5, 9), (2, 100, 100), (1, 2048, 64), (1, 3000, 100), (1, 2100, 1000), (1, 2500, 1)),
+        *((2, 0, 3), (0, 5, 3), (1, 3000, 1500), (1, 2049, 4096)),
+    ],
+)
 def test_the_kernel_equals_the_definition(rows: int, count: int, k: int) -> None:
     scores = torch.randn(rows, count).round(decimals=1)  # many ties
     scores[scores > 2.5], scores[scores < -2.5] = NAN, INF

@@ -1,0 +1,79 @@
+"""How fast is candidate scoring on this host's processors, against torch's two orders and FAISS?
+
+    python -m frontrow.benchmarks.scoring_cpu    → results/scoring-cpu.json
+
+64 members × 1000 candidates × 128 columns, the best 100, in a small and a large catalogue. All in one process, in turn.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..kernels.candidate_scoring import candidate_scoring
+from .provenance import provenance, write_result
+
+MEMBERS, CANDIDATES, WIDTH, KEPT, ROUNDS = 64, 1000, 128, 100, 60
+
+
+def ways(members: Tensor, titles: Tensor, candidates: Tensor) -> dict[str, Callable[[], Any]]:
+    """Each scores all candidates and keeps the best."""
+
+    def dense() -> Any:
+        return (members @ titles.T).gather(1, candidates).topk(KEPT)
+
+    def gather() -> Any:
+        return torch.bmm(titles[candidates], members[:, :, None]).squeeze(2).topk(KEPT)
+
+    pointers = [faiss.swig_ptr(t.numpy()) for t in (members, titles, candidates)]
+    scores = np.empty((MEMBERS, CANDIDATES), np.float32)
+
+    def with_faiss() -> Any:
+        faiss.fvec_inner_products_by_idx(  # type: ignore[attr-defined]
+            faiss.swig_ptr(scores), *pointers, WIDTH, MEMBERS, CANDIDATES
+        )
+        return torch.from_numpy(scores).topk(KEPT)
+
+    return {
+        "frontrow": lambda: candidate_scoring(members, titles, candidates, KEPT),
+        "torch, dense then gather": dense,
+        "torch, gather then product": gather,
+        "faiss": with_faiss,
+    }
+
+
+def measure(count: int) -> dict[str, float]:
+    """Milliseconds, the median of ROUNDS in which every way had its turn."""
+    members, titles = torch.randn(MEMBERS, WIDTH), torch.randn(count, WIDTH)
+    candidates = torch.stack([torch.randperm(count)[:CANDIDATES] for _ in range(MEMBERS)])
+    calls = ways(members, titles, candidates)
+    if count > 100_000:
+        del calls["torch, dense then gather"]  # seconds
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for round_ in range(ROUNDS + 3):
+        for name, call in calls.items():
+            started = time.perf_counter()
+            call()
+            if round_ >= 3:
+                times[name].append(time.perf_counter() - started)
+    return {name: round(float(np.median(of)) * 1e3, 3) for name, of in times.items()}
+
+
+def main() -> None:
+    content = {
+        "what": f"milliseconds for {MEMBERS} members x {CANDIDATES} candidates x {WIDTH} columns, best {KEPT}; median",
+        "milliseconds": {f"N={count}": measure(count) for count in (1682, 1_000_000)},
+        **provenance("python -m frontrow.benchmarks.scoring_cpu"),
+    }
+    print(content["milliseconds"])
+    print(write_result("scoring-cpu", content))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""linear_cross_entropy: softmax over all titles and its loss, without the logits of all tokens in memory at once.
+
+On a GPU with liger-kernel installed its fused kernels (Hsu et al., "Liger Kernel", 2024); elsewhere torch, a chunk of
+tokens at a time with the logits computed again for the gradient where they would be large.
+Shape letters: T tokens, D vector width, N titles.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+liger: Any = None
+with suppress(ImportError):  # not installed, or without the Triton that it needs
+    from liger_kernel.transformers.functional import (  # pyright: ignore[reportMissingImports]
+        liger_fused_linear_cross_entropy as liger,
+    )
+
+LOGITS = 1 << 26  # of a chunk: 256 MB in float32
+IGNORED = -100
+
+
+def linear_cross_entropy(hidden: Tensor, title_vectors: Tensor, target: Tensor) -> Tensor:
+    """Σ over tokens of −log softmax(hidden · title_vectors)[target], as float32 scalar; differentiable in both.
+
+    hidden: [T, D]. title_vectors: [N, D]. target: int64 [T] in [0, N); tokens with a negative target count for nothing.
+    Raises ValueError if shapes do not fit, and on CPU for a target of N or more.
+    """
+    if hidden.dim() != 2 or title_vectors.dim() != 2 or hidden.shape[1] != title_vectors.shape[1]:
+        raise ValueError(
+            f"hidden {tuple(hidden.shape)} and title_vectors {tuple(title_vectors.shape)} do not fit; expected [T, D] "
+            "and [N, D]"
+        )
+    if target.shape != hidden.shape[:1]:
+        raise ValueError(f"target is {tuple(target.shape)}; expected ({len(hidden)},)")
+    if target.device.type == "cpu" and target.numel() and int(target.max()) >= len(title_vectors):
+        raise ValueError(f"target {int(target.max())} is outside [0, {len(title_vectors)})")
+    target = torch.where(target < 0, IGNORED, target)
+    if liger is not None and hidden.is_cuda:
+        return liger(hidden, title_vectors.to(hidden.dtype), target, ignore_index=IGNORED, reduction="sum").float()
+    return linear_cross_entropy_reference(hidden, title_vectors, target)
+
+
+def linear_cross_entropy_reference(hidden: Tensor, title_vectors: Tensor, target: Tensor) -> Tensor:
+    """The op in torch on any device; target is IGNORED where it counts for nothing."""
+    step = max(1, LOGITS // max(1, len(title_vectors)))
+    if len(hidden) <= step:
+        return _chunk(hidden, title_vectors, target)
+    parts = zip(hidden.split(step), target.split(step), strict=True)
+    losses = [checkpoint(_chunk, h, title_vectors, t, use_reentrant=False) for h, t in parts]
+    return torch.stack(losses).sum()
+
+
+def _chunk(hidden: Tensor, title_vectors: Tensor, target: Tensor) -> Tensor:
+    logits = (hidden @ title_vectors.T).float()
+    return nnf.cross_entropy(logits, target, reduction="sum", ignore_index=IGNORED)

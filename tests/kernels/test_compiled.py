@@ -1,0 +1,90 @@
+"""Every kernel, compiled for sm_80, sm_90 and sm_100 without a GPU, within the stored budget of registers and shared
+memory, without spills, and with the instructions it is meant to use.
+
+After a change that is meant to move the budget delete budget.json, run `python tests/kernels/test_compiled.py` with the
+oldest and the newest Triton that is supported (the larger figures stay), and look at the difference.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton", reason="the kernels need Triton")
+HERE = Path(__file__).parent
+BUDGET = HERE / "budget.json"
+OPS = ("top_keys", "candidate_scoring", "catalogue_search")
+SHARED = {"80": 163 * 1024, "90": 227 * 1024, "100": 227 * 1024}  # bytes that one program may have
+SLACK = 1.15  # registers move by some between Triton's versions
+MEANT = ("wgmma", "tcgen05", "mma", "async copies", "16-byte loads")
+
+
+@cache
+def compiled(op: str) -> dict[str, Any]:
+    """{case: {architecture: [kernel, …]}}"""
+    result = subprocess.run([sys.executable, HERE / "compiled.py", op], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads(result.stdout)["cases"]
+
+
+def raise_budget(budget: dict[str, Any], op: str) -> None:
+    """Makes {op: {case: {architecture: {kernel: {registers, shared, has}}}}} allow what this Triton compiles."""
+    for case, of_architecture in compiled(op).items():
+        for architecture, kernels in of_architecture.items():
+            into = budget.setdefault(op, {}).setdefault(case, {}).setdefault(architecture, {})
+            for kernel in kernels:
+                has = [name for name in MEANT if kernel.get(name)]
+                known = into.setdefault(kernel["kernel"], {"registers": 0, "shared": 0, "has": has})
+                for what in ("registers", "shared"):
+                    known[what] = max(known[what], kernel[what])
+                known["has"] = [name for name in known["has"] if name in has]
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_every_kernel_is_within_its_budget(op: str) -> None:
+    budget = json.loads(BUDGET.read_text("utf-8"))[op]
+    cases = compiled(op)
+    assert set(cases) == set(budget)
+    faults = []
+    for case, of_architecture in cases.items():
+        assert set(of_architecture) == set(SHARED)
+        for architecture, kernels in of_architecture.items():
+            assert {k["kernel"] for k in kernels} == set(budget[case][architecture])
+            for kernel in kernels:
+                allowed = budget[case][architecture][kernel["kernel"]]
+                where = f"{case}, sm_{architecture}, {kernel}"
+                faults += [f"{where}: spills"] * (kernel["stack"] > 0)
+                faults += [f"{where}: over the card's shared memory"] * (kernel["shared"] > SHARED[architecture])
+                faults += [f"{where}: registers over {allowed}"] * (kernel["registers"] > allowed["registers"] * SLACK)
+                faults += [f"{where}: shared over {allowed}"] * (kernel["shared"] > allowed["shared"] * SLACK)
+                faults += [f"{where}: no {name}" for name in allowed["has"] if not kernel.get(name)]
+                faults += [f"{where}: 2-byte loads"] * bool(kernel.get("2-byte loads"))
+    assert not faults, "\n".join(faults)
+
+
+def test_heavy_loads_are_wide_and_products_use_matrix_units() -> None:
+    matrix = {"80": "mma", "90": "wgmma", "100": "tcgen05"}
+    for of_architecture in compiled("catalogue_search").values():
+        for architecture, kernels in of_architecture.items():
+            for kernel in kernels:
+                if kernel["kernel"] in ("_block_maxima", "_score_blocks"):
+                    assert kernel[matrix[architecture]]
+                    assert kernel["16-byte loads"]
+                if kernel["kernel"] == "_block_maxima":
+                    assert kernel["async copies"], "titles are loaded while others are multiplied"
+    for of_architecture in compiled("candidate_scoring").values():
+        for kernels in of_architecture.values():
+            assert all(kernel["16-byte loads"] for kernel in kernels if kernel["kernel"] == "_score_tile")
+
+
+if __name__ == "__main__":
+    stored = json.loads(BUDGET.read_text("utf-8")) if BUDGET.exists() else {}
+    for op in OPS:
+        raise_budget(stored, op)
+    BUDGET.write_text(json.dumps(stored, indent=1) + "\n", "utf-8")
