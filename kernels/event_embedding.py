@@ -21,6 +21,7 @@ from .event_embedding_backward import event_embedding_backward, large
 from .field_groups import (
     WIDTH,
     aligned,
+    check_ids,
     concatenation,
     field_groups,
     group_rows,
@@ -52,7 +53,8 @@ def event_embedding(
     spans: per field its columns [start, stop) of ids; a field of several columns is the mean of its rows that are
     not 0, and zeros where all are 0. weight: [M, E] with fields in order; bias: [M].
     The tables are of one dtype, weight and bias of one: float32, bfloat16 or float16. Rows are cast to the weight's,
-    which is the result's; under autocast that is autocast's. Sums are float32; float32 products are not rounded.
+    which is the result's; under autocast that is autocast's. A CPU takes float64 too. On a GPU sums are float32, and
+    float32 products are not rounded.
     sparse: tables of more than 512 rows get gradients as sparse COO tensors, of one entry for each id of the batch,
     uncoalesced; otherwise gradients are dense, which is what a table needs that others use densely too, and AdamW.
     Returns [T, M]. Raises ValueError if ids, tables, spans and weight do not fit each other, and on CPU for an id that
@@ -80,11 +82,11 @@ def _check(ids: Tensor, tables: Sequence[Tensor], spans: Spans, weight: Tensor, 
             raise ValueError(f"spans {list(spans)} reach beyond the {ids.shape[1]} columns of ids")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias {tuple(bias.shape)} does not fit weight {tuple(weight.shape)}")
-    dtypes = {t.dtype for t in tables}
-    if ids.dtype != torch.int32 or len(dtypes) > 1 or not {weight.dtype, *dtypes} <= set(DTYPES):
+    dtypes, allowed = {t.dtype for t in tables}, DTYPES if ids.is_cuda else (*DTYPES, torch.float64)
+    if ids.dtype != torch.int32 or len(dtypes) > 1 or not {weight.dtype, *dtypes} <= set(allowed):
         raise ValueError(
             f"ids are {ids.dtype}, tables {sorted(map(str, dtypes))} and weight {weight.dtype}; expected int32, and "
-            "float32, bfloat16 or float16, the same for all tables"
+            f"{', '.join(str(d).removeprefix('torch.') for d in allowed)}, the same for all tables"
         )
 
 
@@ -92,19 +94,13 @@ def _check(ids: Tensor, tables: Sequence[Tensor], spans: Spans, weight: Tensor, 
 def _op(
     ids: Tensor, tables: Sequence[Tensor], columns: Sequence[int], weight: Tensor, bias: Tensor | None, sparse: bool
 ) -> Tensor:
-    if ids.numel():
-        for table, (start, stop) in zip(tables, pairs(columns), strict=True):
-            low, high = (int(v) for v in ids[:, start:stop].aminmax())
-            if low < 0 or high >= len(table):
-                raise ValueError(
-                    f"id {low if low < 0 else high} in columns [{start}, {stop}) is outside [0, {len(table)})"
-                )
+    check_ids(ids, [len(t) for t in tables], pairs(columns))
     return event_embedding_reference(ids, tables, pairs(columns), weight, bias)
 
 
 @_op.register_fake
 def _shape(ids: Tensor, tables: Any, columns: Any, weight: Tensor, bias: Any, sparse: bool) -> Tensor:
-    return weight.new_empty(len(ids), len(weight))
+    return weight.new_empty(ids.shape[0], weight.shape[0])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

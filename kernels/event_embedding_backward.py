@@ -32,7 +32,7 @@ from .field_groups import (
     pairs,
     spread,
 )
-from .jit import architecture, ceil_div, constexpr, jit, next_power_of_2, tl
+from .jit import ceil_div, constexpr, jit, next_power_of_2, tl
 from .segment_sum import segment_sum_triton
 
 Spans = Sequence[tuple[int, int]]
@@ -63,10 +63,10 @@ def _shapes(
 ) -> list[Tensor]:
     found, rows = [torch.empty_like(t) for t in tables], []
     for f in large(tables) if sparse else ():
-        count = len(ids) * (columns[2 * f + 1] - columns[2 * f])
+        count = ids.shape[0] * (columns[2 * f + 1] - columns[2 * f])
         found[f] = tables[f].new_empty(count, tables[f].shape[1])
         rows.append(ids.new_empty(count, dtype=torch.int64))
-    return [*found, torch.empty_like(weight), weight.new_empty(len(weight)), *rows]
+    return [*found, torch.empty_like(weight), weight.new_empty(weight.shape[0]), *rows]
 
 
 def event_embedding_backward_reference(
@@ -139,7 +139,7 @@ def _row_sums(grad: Tensor, ids: Tensor, sizes: Sequence[int], spans: Spans) -> 
     cores = grad.dtype != torch.float32
     tile, tile_v = (64, 128) if cores else (32, 32)
     model = grad.shape[1]
-    tile_m = min(max(next_power_of_2(model), 16), 64 if not cores else 256 if architecture() >= 90 else 128)
+    tile_m = min(max(next_power_of_2(model), 16), 128 if cores else 64)
     found = {}
     for slots in sorted({1, *(stop - start for start, stop in spans)}):
         fields = [f for f, (start, stop) in enumerate(spans) if stop - start == slots]
@@ -157,12 +157,12 @@ def _row_sums(grad: Tensor, ids: Tensor, sizes: Sequence[int], spans: Spans) -> 
             each,
             len(known),
             model,
-            SLOTS=slots,
-            TILE=tile,
+            slots,
+            AVERAGED=slots > 1,
+            TILE=tile // 2 if slots > 1 else tile,
             TILE_V=tile_v,
             TILE_M=tile_m,
             num_warps=8 if cores and tile_m > 64 else 4,
-            num_stages=3,
         )
         total = parts.sum(0)
         counts = [sizes[f] for f in fields] + [1] * (slots == 1)
@@ -187,7 +187,7 @@ def _known_rows(fields: tuple[tuple[int, int], ...], slots: int, tile: int, devi
     return torch.tensor(rows, dtype=torch.int32, device=device)
 
 
-@jit("events", "columns", "each", "rows")
+@jit("events", "columns", "each", "rows", "slots")
 def _sum_rows(
     IDS,
     KNOWN,
@@ -198,7 +198,8 @@ def _sum_rows(
     each,
     rows,
     model,
-    SLOTS: constexpr,
+    slots,
+    AVERAGED: constexpr,
     TILE: constexpr,
     TILE_V: constexpr,
     TILE_M: constexpr,
@@ -207,24 +208,34 @@ def _sum_rows(
     m = tl.program_id(1) * TILE_M + tl.arange(0, TILE_M)
     split = tl.program_id(2)
     column = tl.load(KNOWN + v * 2)
-    value = tl.load(KNOWN + v * 2 + 1)
+    value = tl.load(KNOWN + v * 2 + 1)[None, :]
+    start = split * each
+    stop = tl.minimum(start + each, events)
     total = tl.zeros([TILE_V, TILE_M], tl.float32)
-    for start in tl.range(split * each, tl.minimum((split + 1) * each, events), TILE):
-        t = start + tl.arange(0, TILE)
-        at = IDS + t.to(tl.int64)[None, :] * columns + column[:, None]
-        ids = tl.load(at, mask=(t < events)[None, :], other=-1)
-        matrix = ((ids == value[:, None]) | (value == -2)[:, None]).to(tl.float32)
-        if SLOTS > 1:
+    # Ids are read a tile ahead, straight from the cache: lanes of a warp share an event's line.
+    ids = _ids(IDS, column, start + tl.arange(0, TILE), events, columns)
+    for at in tl.range(start, stop, TILE, num_stages=1 if AVERAGED else 3):
+        t = at + tl.arange(0, TILE)
+        matrix = ((ids == value) | (value == -2)).to(tl.float32)
+        if AVERAGED:
             count = (ids > 0).to(tl.float32)
-            for slot in tl.static_range(1, SLOTS):
-                ids = tl.load(at + slot, mask=(t < events)[None, :], other=-1)
-                matrix += (ids == value[:, None]).to(tl.float32)
-                count += (ids > 0).to(tl.float32)
+            for slot in tl.range(1, slots, num_stages=1):
+                others = _ids(IDS, column + slot, t, events, columns)
+                matrix += (others == value).to(tl.float32)
+                count += (others > 0).to(tl.float32)
             matrix /= tl.maximum(count, 1.0)
         grad = _grad(GRAD, t, m, events, model)
-        total = tl.dot(matrix.to(grad.dtype), grad, total, input_precision="ieee")
+        total = tl.dot(tl.trans(matrix.to(grad.dtype)), grad, total, input_precision="ieee")
+        ids = _ids(IDS, column, t + TILE, events, columns)
     out = PARTS + (split.to(tl.int64) * rows + v[:, None]) * model + m[None, :]
     tl.store(out, total, mask=(m < model)[None, :])
+
+
+@jit()
+def _ids(IDS, column, t, events, columns):
+    """Ids of events t in columns, [T, columns]; −1 past the last event."""
+    at = IDS + t.to(tl.int64)[:, None] * columns + column[None, :]
+    return tl.load(at, mask=(t < events)[:, None], other=-1)
 
 
 @jit()

@@ -43,6 +43,26 @@ def pairs(columns: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip(columns[::2], columns[1::2], strict=True))
 
 
+def check_ids(ids: Tensor, sizes: Sequence[int], spans: Sequence[tuple[int, int]]) -> None:
+    """Raises ValueError if a field of ids [T, C] on a CPU has an id outside its table of that many rows."""
+    last = _last_ids(tuple(sizes), tuple(spans), ids.shape[1])
+    if not ids.numel() or int((ids | (last - ids)).min()) >= 0:  # the sign of either
+        return
+    for size, (start, stop) in zip(sizes, spans, strict=True):
+        low, high = (int(v) for v in ids[:, start:stop].aminmax())
+        if low < 0 or high >= size:
+            raise ValueError(f"id {low if low < 0 else high} in columns [{start}, {stop}) is outside [0, {size})")
+
+
+@lru_cache(maxsize=256)
+def _last_ids(sizes: tuple[int, ...], spans: tuple[tuple[int, int], ...], columns: int) -> Tensor:
+    """int32 [C], the largest id of each column."""
+    last = [2**31 - 1] * columns
+    for size, (start, stop) in zip(sizes, spans, strict=True):
+        last[start:stop] = [min(size - 1, i) for i in last[start:stop]]
+    return torch.tensor(last, dtype=torch.int32)
+
+
 def concatenation(ids: Tensor, tables: Sequence[Tensor], spans: Sequence[tuple[int, int]]) -> Tensor:
     """[T, E], in plain torch: what the kernels never write."""
     parts = []

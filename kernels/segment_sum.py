@@ -34,7 +34,7 @@ def segment_sum_triton(
     if not places or not width:
         return out, rows
     keys, order = torch.sort(keys, stable=True)
-    tile_w = min(max(next_power_of_2(width), 16), 128)
+    tile_w = min(max(next_power_of_2(width), 16), 128 if values.dtype != torch.float32 else 32)
     tiles, across = ceil_div(places, TILE), ceil_div(width, tile_w)
     ends = values.new_empty(tiles, 2, width, dtype=torch.float32)
     _sum_tile[(tiles, across)](
