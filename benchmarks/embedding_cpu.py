@@ -4,14 +4,16 @@
 
 Two shapes: the default schema at M = 128 with 1,682 titles, and ten fields of E = 512 with a table of 100,000 rows of
 256 at M = 512. Ids uniform, another draw for each call. Each round calls torch eager (embedding, embedding_bag, cat,
-linear), the public op and the fold in turn. First all three must agree.
+linear), the public op and the fold in turn, with one thread and then with two. First all three must agree. With two
+threads a call waits for the slower one: where others use the cores too (see load in the result) that is what is timed.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
-from itertools import accumulate
+from itertools import accumulate, product
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ from ..kernels.event_embedding import event_embedding, event_embedding_reference
 from ..kernels.folded_embedding import fold
 from .provenance import provenance, write_result
 
-EVENTS = (1, 10, 100, 1000)
+EVENTS, THREADS = (1, 10, 100, 1000), (1, 2)
 ROUNDS, WARMUP, DRAWS = 300, 30, 40
 # Rows of the vocabularies of the default schema; the titles are MovieLens-100K's.
 VOCABULARIES = {
@@ -67,7 +69,7 @@ def microseconds(calls: dict[str, Callable[[Tensor], Tensor]], draws: list[Tenso
 
 @torch.inference_mode()
 def measured(model: int, fields: list[Field]) -> list[dict[str, Any]]:
-    """One entry per number of events."""
+    """One entry per number of threads and of events."""
     stops = list(accumulate(slots for _, _, slots in fields))
     spans = [(stop - slots, stop) for stop, (_, _, slots) in zip(stops, fields, strict=True)]
     tables = [torch.randn(rows, width) for rows, width, _ in fields]
@@ -79,7 +81,8 @@ def measured(model: int, fields: list[Field]) -> list[dict[str, Any]]:
         "folded": folded,
     }
     found = []
-    for events in EVENTS:
+    for threads, events in product(THREADS, EVENTS):
+        torch.set_num_threads(threads)
         draws = [
             torch.cat([torch.randint(0, rows, (events, slots)) for rows, _, slots in fields], dim=1).int()
             for _ in range(DRAWS)
@@ -88,17 +91,19 @@ def measured(model: int, fields: list[Field]) -> list[dict[str, Any]]:
         for answer in answers[1:]:
             torch.testing.assert_close(answer, answers[0], rtol=1e-4, atol=1e-4)
         times = microseconds(calls, draws)
-        found.append({"events": events, "microseconds": times, "ratio": round(times["eager"] / times["folded"], 2)})
+        ratio = round(times["eager"] / times["folded"], 2)
+        found.append({"threads": threads, "events": events, "microseconds": times, "ratio": ratio})
     return found
 
 
 def main() -> None:
     torch.manual_seed(0)
+    before = os.getloadavg()[0]
     found = {name: measured(model, fields()) for name, (model, fields) in SHAPES.items()}
     content = {
         "what": "median microseconds of one call, float32; ratio: eager / folded",
-        "threads": torch.get_num_threads(),
         "rounds": ROUNDS,
+        "load": {"before": round(before, 1), "after": round(os.getloadavg()[0], 1)},
         "shapes": found,
         **provenance("python -m frontrow.benchmarks.embedding_cpu"),
     }
