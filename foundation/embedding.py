@@ -6,11 +6,13 @@ Shape letters: T tokens, C encoded columns, M d_model, N titles, D vector width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..kernels.event_embedding import event_embedding
+from ..kernels.folded_embedding import FoldedEmbedding, fold
 from .schema import FIRST, UNKNOWN, Field, Schema
 
 
@@ -38,9 +40,27 @@ class EventEmbedding(nn.Module):
         # A list, not a ParameterDict: that one cannot hold fields called `type` or `keys`.
         self.tables = nn.ParameterList(torch.randn(table_size(f, sizes), f.width) * f.width**-0.5 for f in fields)
         self.projection = nn.Linear(sum(f.width for f in fields), d_model)
+        self.folded: FoldedEmbedding | None = None
+
+    def fold(self) -> None:
+        """For inference with the weights as they are now, until `train` or a move to another device or dtype. On a GPU
+        it does not pay: nothing is done."""
+        if self.projection.weight.device.type == "cpu":
+            self.folded = fold(list(self.tables), self.spans, self.projection.weight, self.projection.bias)
+
+    def train(self, mode: bool = True) -> EventEmbedding:
+        if mode:
+            self.folded = None
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> EventEmbedding:
+        self.folded = None
+        return super()._apply(fn, recurse)
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids int32 [T, C] → [T, M]."""
+        if self.folded is not None:
+            return self.folded(ids)
         return event_embedding(ids, list(self.tables), self.spans, self.projection.weight, self.projection.bias)
 
     def table(self, name: str) -> Tensor:

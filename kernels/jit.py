@@ -26,6 +26,13 @@ def jit(*runtime: str) -> Callable[[Any], Any]:
     return lambda function: function if triton is None else triton.jit(do_not_specialize=runtime)(function)
 
 
+def architecture() -> int:
+    """What kernels are compiled for: 80, 90, 100, …; 90 where Triton's interpreter runs them without a GPU."""
+    with suppress(RuntimeError):
+        return int(triton.runtime.driver.active.get_current_target().arch)
+    return 90
+
+
 def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
@@ -35,4 +42,4 @@ def next_power_of_2(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
-__all__ = ["ceil_div", "constexpr", "jit", "next_power_of_2", "tl", "triton"]
+__all__ = ["architecture", "ceil_div", "constexpr", "jit", "next_power_of_2", "tl", "triton"]

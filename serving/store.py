@@ -31,6 +31,7 @@ class Store:
         self.version = bundle.version
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = bundle.build_model().to(self.device)
+        self.model.events.fold()
         self.vectors = bundle.vectors.to(self.device)
         self.title_count = len(bundle.titles)
         self.popularity = bundle.candidates["popularity"].numpy()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from frontrow.foundation import embedding
 from frontrow.foundation.heads import Heads
 from frontrow.foundation.model import FoundationModel, ModelConfig
 from frontrow.foundation.schema import FIRST, UNKNOWN, Schema
@@ -205,3 +207,36 @@ def test_a_schema_of_one_field_trains() -> None:
 def test_wrong_settings_are_named(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         ModelConfig(**settings)
+
+
+def test_the_model_embeds_through_the_op(
+    tiny_model: FoundationModel, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[int, ...]] = []
+    op = embedding.event_embedding
+
+    def counted(ids: Tensor, *args: Any) -> Tensor:
+        calls.append(tuple(ids.shape))
+        return op(ids, *args)
+
+    monkeypatch.setattr(embedding, "event_embedding", counted)
+    tokens, offsets = histories(tiny_data, [3, 2])
+    tiny_model.losses(tokens, offsets, tokens)
+    assert calls == [tuple(tokens.shape), (len(tiny_data.titles), tiny_data.schema.title_spans["year"][1])]
+
+
+def test_a_folded_model_is_the_same_until_it_trains(tiny_model: FoundationModel, tiny_data: Dataset) -> None:
+    model = copy.deepcopy(tiny_model)
+    tokens, offsets = histories(tiny_data, [3, 9])
+    before = model.encode(tokens, offsets)
+    weights = {name: w.clone() for name, w in model.state_dict().items()}
+    model.events.fold()
+    for found, wanted in zip(model.encode(tokens, offsets), before, strict=True):
+        torch.testing.assert_close(found, wanted, **CLOSE)
+    assert weights.keys() == model.state_dict().keys()
+    assert all(torch.equal(w, weights[name]) for name, w in model.state_dict().items())
+    assert model.events.folded is not None
+    assert model.eval().events.folded is not None
+    assert model.double().events.folded is None
+    model.events.fold()
+    assert model.train().events.folded is None

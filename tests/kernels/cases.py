@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from frontrow.kernels.candidate_scoring import candidate_scoring_triton
 from frontrow.kernels.catalogue_search import catalogue_search_triton
+from frontrow.kernels.event_embedding import event_embedding_triton
+from frontrow.kernels.event_embedding_backward import event_embedding_backward_triton
 from frontrow.kernels.top_keys import top_keys_triton
 
 Launch = Callable[[], Any]
@@ -39,6 +41,19 @@ def search(asked: int, dtype: torch.dtype, width: int = 128) -> Launch:
     return lambda: catalogue_search_triton(queries, titles, 100, scales, bias, exclude)
 
 
+def embedding(dtype: torch.dtype, model: int, averaged: bool, backward: bool = False) -> Launch:
+    """Ten fields, E = 512: an entity table of 256 columns and nine small tables; `averaged`: one of six columns."""
+    widths = [256, 64, 32, 32, 32, 32, 16, 16, 16, 16]
+    tables = [torch.zeros(4096 if w == 256 else 24, w, dtype=dtype) for w in widths]
+    spans = [(f, f + 1) for f in range(9)] + [(9, 15 if averaged else 10)]
+    ids = torch.zeros(300, spans[-1][1], dtype=torch.int32)
+    weight, bias = torch.zeros(model, 512, dtype=dtype), torch.zeros(model, dtype=dtype)
+    grad = torch.zeros(300, model, dtype=dtype)
+    if backward:
+        return lambda: event_embedding_backward_triton(grad, ids, tables, spans, weight)
+    return lambda: event_embedding_triton(ids, tables, spans, weight, bias)
+
+
 CASES: dict[str, dict[str, Launch]] = {
     "top_keys": {
         f"C={count} k={k}": lambda count=count, k=k: top_keys_triton(torch.zeros(2, count, dtype=torch.int64), k)
@@ -57,5 +72,15 @@ CASES: dict[str, dict[str, Launch]] = {
         "bf16 Q=64": search(64, torch.bfloat16),
         "bf16 Q=8 D=256": search(8, torch.bfloat16, 256),
         "int8 Q=8": search(8, torch.int8),
+    },
+    "event_embedding": {
+        "bf16 M=512": embedding(torch.bfloat16, 512, False),
+        "bf16 M=512, one averaged": embedding(torch.bfloat16, 512, True),
+        "fp32 M=128, one averaged": embedding(torch.float32, 128, True),
+    },
+    "event_embedding_backward": {
+        "bf16 M=512": embedding(torch.bfloat16, 512, False, backward=True),
+        "bf16 M=512, one averaged": embedding(torch.bfloat16, 512, True, backward=True),
+        "fp32 M=128, one averaged": embedding(torch.float32, 128, True, backward=True),
     },
 }

@@ -19,7 +19,7 @@ import pytest
 pytest.importorskip("triton", reason="the kernels need Triton")
 HERE = Path(__file__).parent
 BUDGET = HERE / "budget.json"
-OPS = ("top_keys", "candidate_scoring", "catalogue_search")
+OPS = ("top_keys", "candidate_scoring", "catalogue_search", "event_embedding", "event_embedding_backward")
 SHARED = {"80": 163 * 1024, "90": 227 * 1024, "100": 227 * 1024}  # bytes that one program may have
 SLACK = 1.15  # registers move by some between Triton's versions
 MEANT = ("wgmma", "tcgen05", "mma", "async copies", "16-byte loads")

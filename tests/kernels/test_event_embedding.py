@@ -93,3 +93,77 @@ def test_misfits_are_refused() -> None:
         event_embedding(ids, tables, SPANS, weight[:, :-1], bias)
     with pytest.raises(ValueError, match="reach beyond the 4 columns"):
         event_embedding(ids[:, :4], tables, SPANS, weight, bias)
+
+
+def test_other_misfits_are_refused() -> None:
+    ids, tables, weight, bias = make(3)
+    with pytest.raises(ValueError, match="span \\(4, 4\\) is empty"):
+        event_embedding(ids, tables, [*SPANS[:2], (4, 4)], weight, bias)
+    with pytest.raises(ValueError, match="bias \\(5,\\) does not fit"):
+        event_embedding(ids, tables, SPANS, weight, bias[:-1])
+    with pytest.raises(ValueError, match="ids are torch\\.int64"):
+        event_embedding(ids.long(), tables, SPANS, weight, bias)
+    with pytest.raises(ValueError, match="the same for all tables"):
+        event_embedding(ids, [tables[0].half(), *tables[1:]], SPANS, weight, bias)
+
+
+def test_torch_library_knows_the_op() -> None:
+    ids, tables, weight, bias = make(5)
+    leaves = [t.requires_grad_() for t in (*tables, weight, bias)]
+    columns = [c for span in SPANS for c in span]
+    args = (ids, leaves[:3], columns, weight, bias, False)
+    torch.library.opcheck(torch.ops.frontrow.event_embedding.default, args)
+    backward = (torch.randn(5, M), ids, [t.detach() for t in tables], columns, weight.detach(), False)
+    torch.library.opcheck(torch.ops.frontrow.event_embedding_backward.default, backward)
+
+
+def test_compile_and_export_see_through() -> None:
+    ids, tables, weight, bias = make(5)
+    leaves = [t.requires_grad_() for t in (*tables, weight, bias)]
+
+    def embed(ids: Tensor) -> Tensor:
+        return event_embedding(ids, tables, SPANS, weight, bias)
+
+    compiled = torch.compile(embed, fullgraph=True, backend="aot_eager")
+    wanted = embed(ids)
+    torch.testing.assert_close(compiled(ids), wanted)
+    found = torch.autograd.grad(compiled(ids).sum(), leaves)
+    for f, w in zip(found, torch.autograd.grad(wanted.sum(), leaves), strict=True):
+        torch.testing.assert_close(f, w)
+
+    class Embed(torch.nn.Module):
+        def forward(self, ids: Tensor) -> Tensor:
+            return embed(ids)
+
+    for leaf in leaves:
+        leaf.requires_grad_(False)
+    exported = torch.export.export(Embed(), (ids,), dynamic_shapes={"ids": {0: torch.export.Dim.DYNAMIC}})
+    assert "frontrow.event_embedding" in str(exported.graph)
+    other = make(9)[0]
+    torch.testing.assert_close(exported.module()(other), embed(other))
+
+
+def test_autocast_gives_its_dtype_and_the_tables_their_own_gradients() -> None:
+    ids, tables, weight, bias = make(7)
+    leaves = [t.requires_grad_() for t in (*tables, weight, bias)]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = event_embedding(ids, tables, SPANS, weight, bias)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), naive(ids, tables, weight, bias), rtol=0.05, atol=0.05)
+    grads = torch.autograd.grad(found.float().sum(), leaves)
+    assert {g.dtype for g in grads} == {torch.float32}
+
+
+def test_sparse_gradients_of_large_tables_sum_to_the_dense_ones() -> None:
+    tables = [torch.randn(600, 4), torch.randn(5, 3), torch.randn(700, 2)]
+    leaves = [t.requires_grad_() for t in (*tables, torch.randn(M, 9))]
+    ids = torch.cat([torch.randint(0, v, (50, s)) for v, s in ((600, 1), (5, 3), (700, 2))], dim=1).int()
+    spans = [(0, 1), (1, 4), (4, 6)]
+    sparse, dense = (
+        torch.autograd.grad(event_embedding(ids, tables, spans, leaves[3], sparse=s).square().sum(), leaves)
+        for s in (True, False)
+    )
+    assert [g.layout for g in sparse] == [torch.sparse_coo, torch.strided, torch.sparse_coo, torch.strided]
+    assert sparse[2]._nnz() == 100
+    for s, d in zip(sparse, dense, strict=True):
+        torch.testing.assert_close(s.to_dense(), d)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from frontrow.foundation.bundle import BundleError
 from frontrow.foundation.schema import MAX_EVENTS
+from frontrow.kernels.folded_embedding import FoldedEmbedding
 from frontrow.serving.homepage import HomepageEngine, Page, check_known
 from frontrow.serving.requests import PageRequest, RequestError
 from frontrow.serving.store import Store
@@ -337,3 +338,23 @@ def test_more_titles_than_there_are_is_what_there_is(engine: HomepageEngine, sto
     np.testing.assert_allclose(scores[:2], expected[order], rtol=1e-5)
     assert (scores[2:] == -np.inf).all()
     assert engine.score_titles(vector, np.empty(0, np.int64), 3)[0].tolist() == [-1]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="models are folded on a CPU")
+def test_the_served_model_is_folded_and_its_page_is_the_same(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [PageRequest(m) for m in (*store.bundle.member_ids[:3].tolist(), UNKNOWN_MEMBER)]
+    calls: list[int] = []
+    fold_call = FoldedEmbedding.__call__
+
+    def counted(self: FoldedEmbedding, ids: torch.Tensor) -> torch.Tensor:
+        calls.append(len(ids))
+        return fold_call(self, ids)
+
+    monkeypatch.setattr(FoldedEmbedding, "__call__", counted)
+    folded = pages(HomepageEngine(store), *requests)
+    assert len(calls) == 1
+    unfolded = Store(store.bundle)
+    unfolded.model.events.folded = None
+    for found, wanted in zip(folded, pages(HomepageEngine(unfolded), *requests), strict=True):
+        assert_same(found, wanted)
+    assert len(calls) == 1

@@ -1,0 +1,124 @@
+"""event_embedding's Triton kernels against float64: Triton's interpreter runs them where there is no GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from fields import DEVICE, DTYPES, LARGE_ALONE, MIXED, ONE, assert_close, make
+from frontrow.kernels.event_embedding import event_embedding_triton
+from frontrow.kernels.event_embedding_backward import event_embedding_backward_triton, large
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+pytest.importorskip("triton")
+FIELDS = {"one": ONE, "mixed": MIXED, "large": LARGE_ALONE}
+
+
+@pytest.fixture(autouse=True)
+def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a kernel should write and does not stays NaN."""
+
+    new_empty = Tensor.new_empty
+
+    def poisoned(self: Tensor, *shape: Any, **options: Any) -> Tensor:
+        made = new_empty(self, *shape, **options)
+        return made.fill_(float("nan")) if made.is_floating_point() else made
+
+    monkeypatch.setattr(Tensor, "new_empty", poisoned)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("fields", FIELDS)
+@pytest.mark.parametrize("events", [0, 1, 7, 129])
+def test_forward(fields: str, events: int, dtype: torch.dtype) -> None:
+    case = make(FIELDS[fields], events, 70, dtype)
+    found = event_embedding_triton(case.ids, case.tables, case.spans, case.weight, case.bias)
+    assert found.dtype == dtype
+    assert_close(found, case.truth()[0], dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("fields", "events", "ids"),
+    [("one", 0, "uniform"), ("mixed", 1, "uniform"), ("mixed", 7, "last"), ("mixed", 300, "zipf"),
+     ("large", 700, "zipf"), ("large", 700, "last"), ("one", 300, "uniform")],
+)  # fmt: skip
+def test_gradients(fields: str, events: int, ids: str, dtype: torch.dtype) -> None:
+    case = make(FIELDS[fields], events, 40, dtype, ids)
+    found = event_embedding_backward_triton(case.grad, case.ids, case.tables, case.spans, case.weight)
+    for f, w, of in zip(found, case.truth()[1], (*case.tables, case.weight, case.bias), strict=True):
+        assert f.dtype == of.dtype
+        assert f.is_contiguous()
+        assert_close(f, w, dtype)
+
+
+def test_row_sparse_gradients_are_the_dense_ones() -> None:
+    case = make(MIXED, 150, 24, ids="zipf")
+    args = (case.grad, case.ids, case.tables, case.spans, case.weight)
+    dense, sparse = event_embedding_backward_triton(*args), event_embedding_backward_triton(*args, sparse=True)
+    count = len(case.tables)
+    for f, rows in zip(large(case.tables), sparse[count + 2 :], strict=True):
+        listed = rows[sparse[f].abs().sum(1) > 0]
+        assert len(listed) == len(listed.unique()), "each row that occurs stands at one place"
+        assert torch.equal(torch.zeros_like(case.tables[f]).index_add_(0, rows, sparse[f]), dense[f])
+        sparse[f] = dense[f]
+    assert all(torch.equal(s, d) for s, d in zip(sparse[: count + 2], dense, strict=True))
+
+
+def test_the_same_bits_from_run_to_run() -> None:
+    case = make(MIXED, 200, 24, ids="zipf")
+    args = (case.grad, case.ids, case.tables, case.spans, case.weight)
+    first, second = (event_embedding_backward_triton(*args) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_tables_of_one_dtype_are_cast_to_the_weights() -> None:
+    """As under autocast: float32 tables, products of the tensor cores."""
+    case, half = make(MIXED, 33, 24), make(MIXED, 33, 24, torch.float16)
+    found = event_embedding_triton(case.ids, case.tables, case.spans, case.weight.half(), case.bias.half())
+    assert found.dtype == torch.float16
+    assert_close(found, case.truth()[0], torch.float16)
+    grads = event_embedding_backward_triton(half.grad, case.ids, case.tables, case.spans, case.weight.half())
+    case.grad = half.grad
+    for f, w, of in zip(grads, case.truth()[1], [*case.tables, *[half.weight] * 2], strict=True):
+        assert f.dtype == of.dtype
+        assert_close(f, w, torch.float16)
+
+
+def test_an_id_outside_its_table_counts_as_zeros() -> None:
+    case = make(MIXED, 5, 24)
+    zeros = event_embedding_triton(case.ids, [t * (f > 0) for f, t in enumerate(case.tables)], case.spans, case.weight)
+    for outside in (1000, -1, 2**31 - 1):
+        case.ids[:, 0] = outside
+        assert torch.equal(event_embedding_triton(case.ids, case.tables, case.spans, case.weight), zeros)
+
+
+def test_tables_need_not_be_contiguous_or_aligned() -> None:
+    case = make(ONE, 9, 24)
+    wanted = event_embedding_triton(case.ids, case.tables, case.spans, case.weight)
+    shifted = torch.cat([torch.zeros(1, device=DEVICE), case.tables[0].flatten()])[1:].view_as(case.tables[0])
+    for table in (case.tables[0].T.contiguous().T, shifted):
+        assert torch.equal(event_embedding_triton(case.ids, [table], case.spans, case.weight), wanted)
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    fields=st.lists(
+        st.tuples(st.sampled_from([1, 2, 17, 520]), st.sampled_from([1, 8, 24, 72]), st.integers(1, 3)),
+        min_size=1,
+        max_size=5,
+    ),
+    events=st.integers(0, 70),
+    model=st.integers(1, 40),
+)
+def test_any_fields(fields: list[tuple[int, int, int]], events: int, model: int) -> None:
+    case = make(fields, events, model)
+    out, grads = case.truth()
+    found = event_embedding_triton(case.ids, case.tables, case.spans, case.weight, case.bias)
+    assert_close(found, out, torch.float32)
+    backward = event_embedding_backward_triton(case.grad, case.ids, case.tables, case.spans, case.weight)
+    for f, w in zip(backward, grads, strict=True):
+        assert_close(f, w, torch.float32)
