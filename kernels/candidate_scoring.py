@@ -70,7 +70,7 @@ def candidate_scoring(
     if offsets is None:
         longest = candidates.shape[1]
     elif longest is None:
-        longest = int(offsets.diff().max()) if len(offsets) > 1 else 0
+        longest = int(offsets.diff().max()) if offsets.shape[0] > 1 else 0
     return torch.ops.frontrow.candidate_scoring(
         member_vectors, title_vectors, candidates, k, longest, offsets, members, scales, bias, exclude
     )
@@ -87,11 +87,11 @@ def _check(
     bias: Tensor | None,
     exclude: Tensor | None,
 ) -> None:
-    lists = len(candidates) if offsets is None else len(offsets) - 1
+    lists = candidates.shape[0] if offsets is None else offsets.shape[0] - 1
     dims = 2 if offsets is None else 1
     fits = member_vectors.dim() == title_vectors.dim() == 2 and candidates.dim() == dims
     fits = fits and member_vectors.shape[1] == title_vectors.shape[1]
-    if not fits or (members is None and lists != len(member_vectors)):
+    if not fits or (members is None and lists != member_vectors.shape[0]):
         raise ValueError(
             f"member_vectors {tuple(member_vectors.shape)}, title_vectors {tuple(title_vectors.shape)}, candidates "
             f"{tuple(candidates.shape)} and {lists} lists do not fit; expected [B, D], [N, D] and [B, K], or with "
@@ -99,8 +99,8 @@ def _check(
         )
     if k < 1:
         raise ValueError(f"k is {k}; it must be at least 1")
-    if len(title_vectors) > MAX_INDEX:
-        raise ValueError(f"{len(title_vectors)} titles; at most {MAX_INDEX}")
+    if title_vectors.shape[0] > MAX_INDEX:
+        raise ValueError(f"{title_vectors.shape[0]} titles; at most {MAX_INDEX}")
     if title_vectors.dtype not in TITLE_DTYPES or not member_vectors.is_floating_point():
         raise ValueError(
             f"member_vectors are {member_vectors.dtype} and title_vectors {title_vectors.dtype}; expected floating "
@@ -111,20 +111,25 @@ def _check(
     for name, value, shape, dtype in (
         ("offsets", offsets, (lists + 1,), torch.int64),
         ("members", members, (lists,), torch.int64),
-        ("scales", scales, (len(title_vectors),), torch.float32),
-        ("bias", bias, (len(title_vectors),), torch.float32),
+        ("scales", scales, (title_vectors.shape[0],), torch.float32),
+        ("bias", bias, (title_vectors.shape[0],), torch.float32),
         ("exclude", exclude, tuple(candidates.shape), torch.bool),
     ):
         if value is not None and (tuple(value.shape) != shape or value.dtype != dtype):
             raise ValueError(f"{name} is {value.dtype} {tuple(value.shape)}; expected {dtype} {shape}")
-    if candidates.device.type == "cpu":
-        _check_range("candidate", candidates, -1, len(title_vectors))
-        if members is not None:
-            _check_range("member", members, 0, len(member_vectors))
-        if offsets is not None and (
-            int(offsets[0]) != 0 or int(offsets[-1]) != len(candidates) or bool((offsets.diff() < 0).any())
-        ):
-            raise ValueError(f"offsets {offsets.tolist()[:8]}… must rise from 0 to {len(candidates)}")
+
+
+def _check_values(
+    candidates: Tensor, titles: int, vectors: int, offsets: Tensor | None, members: Tensor | None
+) -> None:
+    """What costs a look at the values: on a CPU only."""
+    _check_range("candidate", candidates, -1, titles)
+    if members is not None:
+        _check_range("member", members, 0, vectors)
+    if offsets is not None and (
+        int(offsets[0]) != 0 or int(offsets[-1]) != len(candidates) or bool((offsets.diff() < 0).any())
+    ):
+        raise ValueError(f"offsets {offsets.tolist()[:8]}… must rise from 0 to {len(candidates)}")
 
 
 def _check_range(what: str, values: Tensor, low: int, high: int) -> None:
@@ -147,6 +152,7 @@ def _op(
     bias: Tensor | None,
     exclude: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
+    _check_values(candidates, len(title_vectors), len(member_vectors), offsets, members)
     return candidate_scoring_reference(
         member_vectors, title_vectors, candidates, k, longest, offsets, members, scales, bias, exclude
     )
@@ -162,7 +168,7 @@ def _shapes(
     offsets: Tensor | None,
     *_: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    lists = len(candidates) if offsets is None else len(offsets) - 1
+    lists = candidates.shape[0] if offsets is None else offsets.shape[0] - 1  # len() would fix a symbolic size
     return candidates.new_empty(lists, k, dtype=torch.int64), candidates.new_empty(lists, k, dtype=torch.float32)
 
 

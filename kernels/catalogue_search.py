@@ -59,7 +59,7 @@ def catalogue_search(
             f"queries {tuple(queries.shape)} and title_vectors {tuple(title_vectors.shape)} do not fit; expected "
             "[Q, D] and [N, D]"
         )
-    count = len(title_vectors)
+    count = title_vectors.shape[0]
     if k < 1:
         raise ValueError(f"k is {k}; it must be at least 1")
     if count > MAX_INDEX:
@@ -74,10 +74,10 @@ def catalogue_search(
             raise ValueError(f"{name} is {value.dtype} {tuple(value.shape)}; expected float32 ({count},)")
     words = ceil_div(count, 32)
     if exclude is not None and (
-        exclude.dtype != torch.int32 or tuple(exclude.shape) not in ((len(queries), words), (1, words))
+        exclude.dtype != torch.int32 or tuple(exclude.shape) not in ((queries.shape[0], words), (1, words))
     ):
         raise ValueError(
-            f"exclude is {exclude.dtype} {tuple(exclude.shape)}; expected int32 ({len(queries)}, {words}) or "
+            f"exclude is {exclude.dtype} {tuple(exclude.shape)}; expected int32 ({queries.shape[0]}, {words}) or "
             f"(1, {words})"
         )
     return torch.ops.frontrow.catalogue_search(queries, title_vectors, k, scales, bias, exclude)
@@ -100,7 +100,7 @@ def _op(
 
 @_op.register_fake
 def _shapes(queries: Tensor, title_vectors: Tensor, k: int, *_: Tensor | None) -> tuple[Tensor, Tensor]:
-    shape = (len(queries), k)
+    shape = (queries.shape[0], k)
     return queries.new_empty(shape, dtype=torch.int64), queries.new_empty(shape, dtype=torch.float32)
 
 
