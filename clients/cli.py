@@ -53,7 +53,6 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(0)
     except (FrontrowError, ValueError, OSError, RuntimeError, FloatingPointError) as error:
-        errors.quiet &= isinstance(error, ValueError)  # of torchrun's processes, what failed in only one is told too
         _fail(f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error))
     except ModuleNotFoundError as error:
         if error.name and error.name.startswith("frontrow"):
@@ -154,21 +153,22 @@ def train(
     from ..training.runs import train_run
     from ..training.train import is_first_process
 
-    console.quiet = errors.quiet = not is_first_process()
+    console.quiet = errors.quiet = others = not is_first_process()
     if (run / "finished").is_file() and not (resume or overwrite):
         raise ValueError(f"{run} is a finished run: name another with --run, or replace it with --overwrite")
     dataset = load_dataset(data, Schema.load(schema) if schema else default_schema())
     config = train_config(epochs, seed)
     last: dict[str, Any] = {"epoch": -1, "losses": {}, "validation": {}}
     try:
-        with show.training_bar(errors, config.epochs, last, quiet=as_json) as on_progress:
+        with show.training_bar(errors, config.epochs, last, quiet=as_json or others) as on_progress:
+            errors.quiet = False  # from here on one process may fail alone
             train_run(run, data, dataset, config, on_progress, resume)
     except KeyboardInterrupt:
-        go_on = (run / "checkpoint.pt").is_file()
+        errors.quiet, go_on = others, (run / "checkpoint.pt").is_file()
         errors.print("stopped; go on with --resume" if go_on else "stopped before the first epoch ended")
         raise typer.Exit(130) from None
     result = {"run": str(run), "epochs": last["epoch"] + 1, "losses": last["losses"], "validation": last["validation"]}
-    if as_json and is_first_process():
+    if as_json and not others:
         _print_json(result)
     elif not as_json:
         best = show.metrics(result["validation"])

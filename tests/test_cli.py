@@ -10,10 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 from frontrow.clients import Schema
 from frontrow.foundation.schema import default_schema
+from frontrow.training.data import write_dataset
 from frontrow.training.export import LIKED_ACTIONS
 from server_process import FRONTROW, eventually, free_ports, options, start, wait_ready
 
@@ -220,6 +222,9 @@ def test_training_stops_on_ctrl_c_goes_on_and_is_not_overwritten(tiny_folder: Pa
 
 def test_under_torchrun_one_process_prints(tiny_folder: Path, tmp_path: Path) -> None:
     """As the README has it: `--` keeps torchrun from taking --run for one of its own options."""
+    events = parquet.read_table(tiny_folder / "events.parquet").to_pylist()
+    several = [{**e, "member_id": e["member_id"] + 1000 * i} for i in range(4) for e in events]  # a batch for each
+    write_dataset(tmp_path / "data", pa.Table.from_pylist(several), parquet.read_table(tiny_folder / "titles.parquet"))
     launch = [
         str(FRONTROW.with_name("torchrun")),
         "--nproc-per-node",
@@ -228,7 +233,7 @@ def test_under_torchrun_one_process_prints(tiny_folder: Path, tmp_path: Path) ->
         str(free_ports()["grpc_port"]),
     ]
     command = [*launch, "-m", "--", "frontrow.clients.cli", "train", "--run", "mine", "--epochs", "1", "--json"]
-    done = subprocess.run([*command, "--data", str(tiny_folder)], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([*command, "--data", "data"], cwd=tmp_path, capture_output=True, text=True)
     assert json.loads(done.stdout)["run"] == "mine", done.stderr
     done = subprocess.run([*command, "--data", "nowhere"], cwd=tmp_path, capture_output=True, text=True)
     assert done.stderr.count("frontrow: mine is a finished run") == 1
