@@ -24,6 +24,7 @@ if ! [ -e /dev/nvidia0 ]; then
     fi
 fi
 echo "installing into .venv ($torch) ..."
-.venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+# -qq: errors only; pip warns at length about sources it does not need.
+.venv/bin/pip install -qq --disable-pip-version-check --constraint constraints.txt \
     ${sources[@]+"${sources[@]}"} "$torch" --editable '.[dev]'
 touch .venv/ready

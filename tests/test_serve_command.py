@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pty
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -156,6 +158,27 @@ def test_a_signal_ends_the_command_and_leaves_nothing(tiny_bundle: Path, tmp_pat
     assert eventually(lambda: not left_behind(process, tmp_path)), left_behind(process, tmp_path)
     assert "stopped" in (tmp_path / "out").read_text()
     assert (tmp_path / "err").read_text() == ""
+
+
+def test_on_a_terminal_the_spinner_ends_before_the_ready_line(tiny_bundle: Path, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [str(FRONTROW), "serve", "--bundle", str(tiny_bundle), *options(free_ports()), "--log", "server.log"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = ""
+    try:
+        while "--member 42" not in shown:
+            assert select.select([ours], [], [], 90)[0], shown
+            shown += os.read(ours, 65536).decode()
+        # The line begins after the spinner's was erased and its cursor shown again; then nothing turns any more.
+        assert re.search(r"starting Triton Server", shown)
+        assert re.search(r"\x1b\[\?25h(\r|\x1b\[\d*[AK])*ready in [\d.]+ s: bundle ", shown), shown
+        assert "Ctrl-C stops it" in shown
+        assert not select.select([ours], [], [], 1.0)[0] or not os.read(ours, 65536).strip()
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+        os.close(ours)
 
 
 def test_a_signal_while_it_starts_leaves_nothing_either(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -85,12 +85,13 @@ def export_bundle(
     metrics: Mapping[str, Any],
     rows: Any = None,
     weights: str = "",
+    data_set: str = "",
     on_epoch: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
     """Train the row ranker and write the next bundle; returns its directory.
 
-    rows: the content of a rows.json; None for `default_rows`. weights: what the weights came from, kept in the
-    manifest. Raises RowError for a row that is wrong.
+    rows: the content of a rows.json; None for `default_rows`. weights: what the weights came from, data_set:
+    what to call the data; both are kept in the manifest. Raises RowError for a row that is wrong.
     """
     model = model.cpu().eval()
     candidates = candidate_lists(data)
@@ -110,6 +111,7 @@ def export_bundle(
         "data_fingerprint": data.fingerprint,
         "index": INDEX,
         "weights": weights,
+        "data_set": data_set,
         "as_of": as_of,
     }
 

@@ -69,7 +69,7 @@ def test_no_server_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("check", "status", "said"),
     [
-        (doctor.judge_python((3, 10)), "missing", "3.11"),
+        (doctor.judge_python((3, 10)), "wrong", "3.11"),
         (doctor.judge_python((3, 11)), "ok", "3.11"),
         (doctor.judge_python((4, 0)), "ok", "4.0"),
         (
@@ -80,7 +80,7 @@ def test_no_server_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
         (doctor.judge_libpython(None, (3, 12)), "missing", "libpython3.12"),
         (doctor.judge_libpython(None, (3, 12)), "missing", "--enable-shared"),
         (doctor.judge_numpy("1.26.4", from_wheel=True), "ok", "1.26.4"),
-        (doctor.judge_numpy("2.0.0", from_wheel=True), "missing", "numpy<2"),
+        (doctor.judge_numpy("2.0.0", from_wheel=True), "wrong", "numpy<2"),
         (doctor.judge_numpy("2.3.1", from_wheel=False), "ok", "2.3.1"),
         (doctor.judge_numpy(None, from_wheel=True), "missing", "frontrow[serve]"),
         (doctor.judge_torch(CPU_TORCH, has_gpu=False), "ok", "2.13.0+cpu (CPU build)"),
@@ -90,7 +90,7 @@ def test_no_server_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
         (doctor.judge_torch(None, has_gpu=False), "missing", "frontrow[serve]"),
         (doctor.judge_package("faiss", None, "serve"), "missing", "frontrow[serve]"),
         (doctor.judge_package("tritonclient", "2.60.0", "client"), "ok", "2.60.0"),
-        (doctor.judge_glibc("glibc 2.34"), "missing", "2.35"),
+        (doctor.judge_glibc("glibc 2.34"), "wrong", "2.35"),
         (doctor.judge_glibc("glibc 2.35"), "ok", "2.35"),
         (doctor.judge_glibc("glibc 2.100"), "ok", "2.100"),
         (doctor.judge_glibc(None), "missing", "no GNU C library"),
