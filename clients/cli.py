@@ -189,6 +189,7 @@ def export(
 ) -> None:
     """Train the row ranker on the frozen model and write the next bundle."""
     from ..foundation.bundle import read_manifest
+    from ..serving.rows import read_rows
     from ..training.export import export_bundle
     from ..training.runs import load_run, weights_fingerprint
 
@@ -197,7 +198,7 @@ def export(
     with show.bar(errors, quiet=as_json) as bar:
         task = bar.add_task("row ranker", total=None)
         metrics = json.loads(evaluation.read_text("utf-8")) if evaluation.is_file() else {}
-        catalogue = json.loads(rows.read_text("utf-8")) if rows else None
+        catalogue = read_rows(rows, data.titles) if rows else None
         path = export_bundle(
             model,
             data,
@@ -257,9 +258,9 @@ def serve(
                 soft_wrap=True,
                 highlight=False,
             )
-            while server.poll() is None:
+            while True:
+                server.check()
                 time.sleep(0.2)
-            server.check()
     except _Stopped:
         console.print("stopped")
 

@@ -92,11 +92,14 @@ def export_bundle(
     rows: the content of a rows.json; None for `default_rows`. weights: what the weights came from, kept in the
     manifest. Raises RowError for a row that is wrong.
     """
+    rows = rows_to_json(default_rows(data.titles), LIKED_ACTIONS) if rows is None else rows
+    plays = np.zeros(len(data.titles))  # a wrong row is told before any work begins
+    RowCatalogue(rows, TitleColumns.from_metadata(len(data.titles), data.titles.metadata, plays))
     model = model.cpu().eval()
     candidates = candidate_lists(data)
     documents = {
         "vocabularies.json": {name: v.values for name, v in data.vocabularies.items()},
-        "rows.json": rows or rows_to_json(default_rows(data.titles), LIKED_ACTIONS),
+        "rows.json": rows,
     }
     with torch.no_grad():
         vectors = model.title_vectors().float()
