@@ -233,16 +233,17 @@ def export(
     Trains the row ranker on the frozen model first.
     """
     from ..foundation.bundle import read_manifest
+    from ..serving.rows import read_rows
     from ..training.export import export_bundle
     from ..training.runs import load_run, read_run, weights_fingerprint
 
     run = _find_run(run)
     evaluation = run / "evaluation.json"
     metrics = json.loads(evaluation.read_text("utf-8")) if evaluation.is_file() else {}
-    catalogue = show.read_json(rows) if rows else None
     with show.bar(errors, quiet=as_json) as bar:
         task = bar.add_task("row ranker", total=None)
         model, dataset = load_run(run)
+        catalogue = read_rows(rows, dataset.titles) if rows else None
         path = export_bundle(
             model, dataset, bundles, metrics, catalogue, weights_fingerprint(run), Path(read_run(run)["data"]).name,
             on_epoch=lambda done, total: bar.update(task, total=total, completed=done),
@@ -299,9 +300,9 @@ def serve(
                 soft_wrap=True,
                 highlight=False,
             )
-            while server.poll() is None:
+            while True:
+                server.check()
                 time.sleep(0.2)
-            server.check()
     except _Stopped:
         console.print("stopped")
 

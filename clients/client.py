@@ -18,7 +18,16 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..foundation.schema import ANONYMOUS, MAX_EVENTS, MAX_ROWS, MAX_TITLES, SOURCES, Schema, default_schema
+from ..foundation.schema import (
+    ANONYMOUS,
+    MAX_EVENT_BYTES,
+    MAX_EVENTS,
+    MAX_ROWS,
+    MAX_TITLES,
+    SOURCES,
+    Schema,
+    default_schema,
+)
 from .errors import DeadlineExceeded, InvalidRequest, SchemaMismatch, ServerFault
 from .transport import AsyncGrpcTransport, AsyncTransport, GrpcTransport, Transport
 
@@ -42,12 +51,14 @@ class Title:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of a page, best title first. label: what a member reads above it, such as "TV Comedies"."""
+    """A row of a page, best title first. label: what a member reads above it, such as "TV Comedies". pinned: whether it
+    stands at its place whatever its score."""
 
     row_id: int
     label: str
     score: float
     titles: tuple[Title, ...]
+    pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +66,8 @@ class Homepage:
     """A member's page, top row first.
 
     member_id: None if anonymous. bundle_version: of the bundle that ranked it. fallback: None, or why the
-    page is not personal. info: all that the server says of it (counts of odd events, times of stages).
+    page is not personal (or is empty: "nothing_left"). info: all that the server says of it: `counts` of odd events,
+    `unknown` names of the first unknown values and keys, `pinned` row ids, `stages_ms`.
     """
 
     member_id: int | None
@@ -75,6 +87,7 @@ class Homepage:
                     "row_id": row.row_id,
                     "label": row.label,
                     "score": row.score,
+                    "pinned": row.pinned,
                     "titles": [
                         {"title_id": t.title_id, "name": t.name, "score": t.score, "source": t.source}
                         for t in row.titles
@@ -87,9 +100,11 @@ class Homepage:
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """The names of one bundle. titles: name by title id. rows: label by row id, with `{title}` left open."""
+    """The names of one bundle. titles: name by title id. rows: label by row id, with `{title}` left open. fingerprint:
+    of the bundle's content, as another one may bear the same number some day."""
 
     bundle_version: int
+    fingerprint: str
     schema_hash: str
     titles: Mapping[int, str] = field(hash=False, repr=False)
     rows: Mapping[int, str] = field(hash=False, repr=False)
@@ -125,11 +140,15 @@ def _homepage_inputs(
     if not isinstance(exclude, Iterable):
         raise InvalidRequest(f"exclude is {exclude!r}, not a sequence of title ids")
     who = ANONYMOUS if member_id is None else _integer("member_id", member_id, 0, hint="; None is anonymous")
+    texts = [_json(f"events[{i}]", event) for i, event in enumerate(events)]
+    contexts = [] if context is None else [_json("context", context)]
+    if (size := sum(map(len, texts + contexts))) > MAX_EVENT_BYTES:
+        raise InvalidRequest(f"events and context have {size:,} bytes, more than {MAX_EVENT_BYTES:,}; send the newest")
     page = [_integer("rows", rows, 1, MAX_ROWS), _integer("titles", titles, 1, MAX_TITLES)]
     return {
         "member_id": np.array([[who]], np.int64),
-        "events": _texts([_json(f"events[{i}]", event) for i, event in enumerate(events)]),
-        "context": _texts([] if context is None else [_json("context", context)]),
+        "events": _texts(texts),
+        "context": _texts(contexts),
         "page": np.array([page], np.int32),
         "exclude": np.array([[_integer(f"exclude[{i}]", t, 0) for i, t in enumerate(exclude)]], np.int64),
         "surface": _texts([]),
@@ -177,6 +196,7 @@ def _read_info(model: str, outputs: Tensors, schema: Schema | None, *keys: str) 
 
 def _read_homepage(member_id: int | None, outputs: Tensors, info: dict[str, Any], catalogue: Catalogue) -> Homepage:
     """The page of the outputs of `homepage`; a row ends at its first title id below 0."""
+    pinned = info.get("pinned", ())
     about = {int(row_id): title_id for row_id, title_id in info.get("row_titles", {}).items()}
     columns = ("row_ids", "row_scores", "title_ids", "title_scores", "sources")
     rows = tuple(
@@ -189,6 +209,7 @@ def _read_homepage(member_id: int | None, outputs: Tensors, info: dict[str, Any]
                 for title_id, score, source in zip(ids, scores, sources, strict=True)
                 if title_id >= 0
             ),
+            row_id in pinned,
         )
         for row_id, row_score, ids, scores, sources in zip(
             *(outputs[name][0].tolist() for name in columns), strict=True
@@ -203,9 +224,17 @@ def _source(code: int) -> str:
 
 
 def _timeout(seconds: float) -> float:
-    if not (seconds > 0 and math.isfinite(seconds)):
+    number = isinstance(seconds, int | float | np.number) and not isinstance(seconds, bool)
+    if not number or not (seconds > 0 and math.isfinite(seconds)):
         raise InvalidRequest(f"timeout_s is {seconds!r}, not a positive number of seconds")
-    return seconds
+    return float(seconds)
+
+
+_Bundle = tuple[int, str]  # version, fingerprint of the content
+
+
+def _bundle(info: Mapping[str, Any]) -> _Bundle:
+    return int(info["bundle_version"]), str(info.get("bundle_fingerprint", ""))
 
 
 class _Core:
@@ -213,40 +242,48 @@ class _Core:
 
     def __init__(self, timeout_s: float, schema: Schema | None) -> None:
         self._timeout_s = _timeout(timeout_s)
-        self._catalogue_timeout_s = max(timeout_s, _CATALOGUE_TIMEOUT_S)
+        self._catalogue_timeout_s = max(self._timeout_s, _CATALOGUE_TIMEOUT_S)
         self._schema = schema
-        self._catalogues: dict[int, Catalogue] = {}
+        self._catalogues: dict[_Bundle, Catalogue] = {}
 
-    def _reading(self, version: int | None) -> Generator[tuple[Tensors, str], Tensors, Catalogue]:
+    def _reading(self, bundle: _Bundle | None) -> Generator[tuple[Tensors, str], Tensors, Catalogue]:
         """Yields (inputs, version) of each call of `catalogue`, is sent its outputs, returns the whole.
 
-        version None is the newest. To be run under the client's lock, so that each catalogue is read once.
+        bundle None is the newest. To be run under the client's lock, so that each catalogue is read once.
         """
         titles: dict[int, str] = {}
         offset = 0
-        while version is None or version not in self._catalogues:
-            wanted = "" if version is None else str(version)
+        while bundle is None or bundle not in self._catalogues:
+            wanted = "" if bundle is None else str(bundle[0])
             outputs = yield {"title_offset": np.array([[offset]], np.int64)}, wanted
             info = _read_info("catalogue", outputs, self._schema, "titles", "rows")
-            if version not in (None, info["bundle_version"]):
-                raise ServerFault(f"catalogue {version} was asked for, {info['bundle_version']} answered")
-            # From here on "the newest" too is a number: a change of bundles must not mix two catalogues.
-            version = int(info["bundle_version"])
+            found = _bundle(info)
+            if bundle not in (None, found):
+                raise ServerFault(
+                    f"catalogue {wanted} was asked for, {found[0]} answered"
+                    + (
+                        f" with other content; another bundle {wanted} is being rolled out?"
+                        if wanted == str(found[0])
+                        else ""
+                    )
+                )
+            # From here on "the newest" too is one bundle: a change of bundles must not mix two catalogues.
+            bundle = found
             ids, names = outputs["title_ids"][0].tolist(), outputs["title_names"][0].tolist()
             titles.update(zip(ids, (name.decode(errors="replace") for name in names), strict=True))
             offset += len(ids)
             if offset >= info["titles"]:
                 rows = {row["row_id"]: row["label"] for row in info["rows"]}
-                self._keep(Catalogue(version, info["schema_hash"], titles, rows))
+                self._keep(bundle, Catalogue(*bundle, info["schema_hash"], titles, rows))
             elif not ids:
-                raise ServerFault(f"catalogue {version} ends at {offset} of {info['titles']} titles")
-        return self._catalogues[version]
+                raise ServerFault(f"catalogue {bundle[0]} ends at {offset} of {info['titles']} titles")
+        return self._catalogues[bundle]
 
-    def _keep(self, catalogue: Catalogue) -> None:
-        self._catalogues.pop(catalogue.bundle_version, None)
+    def _keep(self, bundle: _Bundle, catalogue: Catalogue) -> None:
+        self._catalogues.pop(bundle, None)
         while len(self._catalogues) >= _CATALOGUES_KEPT:
             del self._catalogues[next(iter(self._catalogues))]
-        self._catalogues[catalogue.bundle_version] = catalogue
+        self._catalogues[bundle] = catalogue
 
 
 class HomepageClient(_Core):
@@ -283,7 +320,8 @@ class HomepageClient(_Core):
         """The page of one member.
 
         member_id: from 0; None is an anonymous member. events: in the public shape, oldest first; those
-        newer than what the server has of the member, or all that an anonymous one did; at most MAX_EVENTS.
+        newer than what the server has of the member, or all that an anonymous one did; at most MAX_EVENTS, with the
+        context at most MAX_EVENT_BYTES as JSON.
         context: of this request, some of {"timestamp", "device", "canvas", "locale"}. rows, titles: at most
         so many rows, and titles in a row (MAX_ROWS, MAX_TITLES). exclude: title ids that must not appear.
 
@@ -296,20 +334,20 @@ class HomepageClient(_Core):
         limit = self._timeout_s if timeout_s is None else _timeout(timeout_s)
         outputs = self._transport.infer("homepage", inputs, timeout_s=limit)
         info = _read_info("homepage", outputs, self._schema)
-        version = info["bundle_version"]
-        catalogue = self._catalogues.get(version) or self._read(version)
+        bundle = _bundle(info)
+        catalogue = self._catalogues.get(bundle) or self._read(bundle)
         return _read_homepage(member_id, outputs, info, catalogue)
 
     def catalogue(self) -> Catalogue:
         """The names of titles and rows in the server's newest bundle. Raises as `homepage` does."""
         return self._read(None)
 
-    def _read(self, version: int | None) -> Catalogue:
+    def _read(self, bundle: _Bundle | None) -> Catalogue:
         limit = self._catalogue_timeout_s
         if not self._lock.acquire(timeout=limit):
             raise DeadlineExceeded(_STILL_READING)
         try:
-            reading = self._reading(version)
+            reading = self._reading(bundle)
             inputs, wanted = next(reading)
             while True:
                 outputs = self._transport.infer("catalogue", inputs, timeout_s=limit, version=wanted)
@@ -361,22 +399,22 @@ class AsyncHomepageClient(_Core):
         limit = self._timeout_s if timeout_s is None else _timeout(timeout_s)
         outputs = await self._transport.infer("homepage", inputs, timeout_s=limit)
         info = _read_info("homepage", outputs, self._schema)
-        version = info["bundle_version"]
-        catalogue = self._catalogues.get(version) or await self._read(version)
+        bundle = _bundle(info)
+        catalogue = self._catalogues.get(bundle) or await self._read(bundle)
         return _read_homepage(member_id, outputs, info, catalogue)
 
     async def catalogue(self) -> Catalogue:
         """See HomepageClient.catalogue."""
         return await self._read(None)
 
-    async def _read(self, version: int | None) -> Catalogue:
+    async def _read(self, bundle: _Bundle | None) -> Catalogue:
         limit = self._catalogue_timeout_s
         try:
             await asyncio.wait_for(self._lock.acquire(), limit)
         except TimeoutError:
             raise DeadlineExceeded(_STILL_READING) from None
         try:
-            reading = self._reading(version)
+            reading = self._reading(bundle)
             inputs, wanted = next(reading)
             while True:
                 outputs = await self._transport.infer("catalogue", inputs, timeout_s=limit, version=wanted)

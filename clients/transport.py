@@ -37,6 +37,8 @@ _CHANNEL_OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 1_000),
 ]
 
+_CLOSED = "this client is closed; make a new one"
+
 # Triton Server says UNAVAILABLE both for a full queue and for a version that is being loaded or unloaded, and
 # gRPC says it when nothing answers. Only the words tell them apart.
 _QUEUE_FULL = re.compile(r"maximum queue size|timeout expired", re.IGNORECASE)
@@ -83,12 +85,15 @@ class GrpcTransport:
 
     def __init__(self, url: str) -> None:
         self._url = _checked(url)
-        self._client = triton.InferenceServerClient(url, channel_args=_CHANNEL_OPTIONS)
+        self._client = triton.InferenceServerClient(url, channel_args=_channel_options(url))
+        self._closed = False
 
     def infer(
         self, model: str, inputs: dict[str, np.ndarray], *, timeout_s: float, version: str = ""
     ) -> dict[str, np.ndarray]:
         """See Transport.infer."""
+        if self._closed:
+            raise InvalidRequest(_CLOSED)
         tensors = _encode(model, inputs)
         try:
             result = self._client.infer(model, tensors, version, client_timeout=timeout_s)
@@ -97,6 +102,7 @@ class GrpcTransport:
         return _decode(model, result, self._url)
 
     def close(self) -> None:
+        self._closed = True
         self._client.close()
 
 
@@ -107,14 +113,17 @@ class AsyncGrpcTransport:
         self._url = _checked(url)
         # Made on the first call, because a channel belongs to the event loop that runs when it is made.
         self._client: triton_aio.InferenceServerClient | None = None
+        self._closed = False
 
     async def infer(
         self, model: str, inputs: dict[str, np.ndarray], *, timeout_s: float, version: str = ""
     ) -> dict[str, np.ndarray]:
         """See Transport.infer."""
+        if self._closed:
+            raise InvalidRequest(_CLOSED)
         tensors = _encode(model, inputs)
         if self._client is None:
-            self._client = triton_aio.InferenceServerClient(self._url, channel_args=_CHANNEL_OPTIONS)
+            self._client = triton_aio.InferenceServerClient(self._url, channel_args=_channel_options(self._url))
         try:
             result = await self._client.infer(model, tensors, version, client_timeout=timeout_s)
         except InferenceServerException as error:
@@ -122,14 +131,23 @@ class AsyncGrpcTransport:
         return _decode(model, result, self._url)
 
     async def close(self) -> None:
+        self._closed = True
         if self._client is not None:
             await self._client.close()
 
 
 def _checked(url: str) -> str:
+    if not isinstance(url, str) or not url:
+        raise InvalidRequest(f"url is {url!r}; gRPC takes host:port, such as localhost:8001")
     if url.startswith(("http://", "https://")):
         raise InvalidRequest(f"url {url!r} carries a scheme; gRPC takes host:port, such as localhost:8001")
     return url
+
+
+def _channel_options(url: str) -> list[tuple[str, int]]:
+    """gRPC honours http_proxy and no_proxy; but no proxy reaches a server on this very host."""
+    here = url.rpartition(":")[0] in ("localhost", "127.0.0.1", "[::1]")
+    return [*_CHANNEL_OPTIONS, *([("grpc.enable_http_proxy", 0)] if here else [])]
 
 
 def _encode(model: str, inputs: dict[str, np.ndarray]) -> list[triton.InferInput]:

@@ -14,7 +14,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,6 +67,11 @@ class Bundle:
     rows: Any
     known: Any
 
+    @property
+    def fingerprint(self) -> str:
+        """Tells bundles of different content apart, whatever their numbers; empty while it is being made."""
+        return str(self.manifest.get("manifest_sha256", ""))
+
     def build_model(self) -> FoundationModel:
         """The foundation model in evaluation mode. Raises BundleError if the weights do not fit its config."""
         try:
@@ -90,17 +95,19 @@ def write_bundle(
     documents: Mapping[str, Any],
     titles: Titles,
     tensors: Mapping[str, Mapping[str, Tensor]],
+    check: Callable[[Path], None] = lambda path: None,
 ) -> Path:
     """Write the next numbered bundle under `bundles` and return its directory.
 
-    manifest: schema, model_config, metrics, data_fingerprint, index, as_of. documents: JSON values by file name.
-    tensors: by file name, then tensor name.
+    manifest: schema, model_config, metrics, data_fingerprint, index, as_of. documents: JSON objects by file name.
+    tensors: by file name, then tensor name. check: is given the bundle's directory before it is visible as a bundle.
+    Raises what `load_bundle` and `check` raise, and then writes nothing.
     """
     bundles.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=bundles))
     try:
         for name, value in documents.items():
-            (scratch / name).write_text(json.dumps(value, ensure_ascii=False, separators=(",", ":")), "utf-8")
+            (scratch / name).write_text(_readable(value), "utf-8")
         titles.save(scratch / "titles.json")
         for name, group in tensors.items():
             save_file({k: t.detach().cpu().contiguous() for k, t in group.items()}, scratch / name)
@@ -120,16 +127,33 @@ def write_bundle(
         }
         content["manifest_sha256"] = manifest_sha256(content)
         (scratch / MANIFEST).write_text(json.dumps(content, indent=1, allow_nan=False), "utf-8")
+        load_bundle(scratch)
+        check(scratch)
+        # As the umask wants it; safetensors and mkdtemp write for their owner alone, but another user may serve.
+        mode = (scratch / MANIFEST).stat().st_mode & 0o644
+        for file in scratch.iterdir():
+            file.chmod(mode)
+        scratch.chmod(mode | (mode & 0o444) >> 2)
         for file in [*scratch.iterdir(), scratch]:
             _fsync(file)
         final = bundles / str(version)
-        scratch.chmod(0o755)
         scratch.rename(final)
         _fsync(bundles)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     return final
+
+
+def _readable(document: Mapping[str, Any]) -> str:
+    """JSON for people too, who edit rows.json: a line for each key, and for each object in a list."""
+
+    def text(value: Any, indent: str = "") -> str:
+        if indent and isinstance(value, list) and any(isinstance(v, dict) for v in value):
+            return "[" + ",".join(f"\n{indent}{text(v)}" for v in value) + "\n ]"
+        return json.dumps(value, ensure_ascii=False)
+
+    return "{" + ",".join(f"\n {text(k)}: {text(v, '  ')}" for k, v in document.items()) + "\n}\n"
 
 
 def manifest_sha256(manifest: Mapping[str, Any]) -> str:
@@ -166,7 +190,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(file.read_bytes())
     except FileNotFoundError as error:
-        raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}") from error
+        if versions := bundle_versions(path):
+            raise BundleError(f"{path} holds bundles {versions}; name one of them, or use --bundles {path}") from error
+        what = f"is not a bundle: it has no {MANIFEST}" if path.exists() else "does not exist"
+        raise BundleError(f"{path} {what}") from error
     except (OSError, RecursionError, ValueError) as error:
         raise BundleError(f"{file} cannot be read as JSON: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
@@ -220,23 +247,25 @@ def load_bundle(path: Path) -> Bundle:
         raise BundleError(f"{path}: titles.json and vocabularies.json do not fit the schema: {error}") from error
     members, vectors = tensors["members.safetensors"], tensors["vectors.safetensors"]
     count = len(titles)
-    expected = {
-        "vectors.safetensors": {"titles": (count, schema.id_field.width)},
+    candidates = tensors["candidates.safetensors"]
+    expected: dict[str, _Expected] = {
+        "vectors.safetensors": {"titles": (torch.float32, (count, schema.id_field.width))},
         "members.safetensors": {
-            "member_ids": (None,),
-            "offsets": (_rows(members, "member_ids") + 1,),
-            "ids": (None, schema.width),
-            "timestamp": (_rows(members, "ids"),),
+            "member_ids": (torch.int64, (None,)),
+            "offsets": (torch.int64, (_size(members, "member_ids") + 1,)),
+            "ids": (torch.int32, (None, schema.width)),
+            "timestamp": (torch.int64, (_size(members, "ids"),)),
         },
         "candidates.safetensors": {
-            "popularity": (count,),
-            "item_item": (count, None),
-            "item_item_scores": (count, None),
-            "user_user": (_rows(members, "member_ids"), None),
+            "popularity": (torch.int64, (count,)),
+            "item_item": (torch.int32, (count, None)),
+            "item_item_scores": (torch.float32, (count, _size(candidates, "item_item", 1))),
+            "user_user": (torch.int32, (_size(members, "member_ids"), None)),
         },
     }
-    for name, shapes in expected.items():
-        _check_shapes(path / name, tensors[name], shapes)
+    for name, tensors_wanted in expected.items():
+        _check_tensors(path / name, tensors[name], tensors_wanted)
+    _check_known(path / "known.json", documents["known.json"])
     if missing := [f.name for f in schema.fields if f.has_vocabulary and f.name not in vocabularies]:
         raise BundleError(f"{path / 'vocabularies.json'} lacks {missing}")
     if vocabularies[schema.id_field.name].values != titles.ids.tolist():
@@ -246,32 +275,55 @@ def load_bundle(path: Path) -> Bundle:
     offsets, ids = members["offsets"], members["ids"]
     if int(offsets[0]) or int(offsets[-1]) != len(ids) or (offsets.diff() < 0).any():
         raise BundleError(f"{path / 'members.safetensors'}: offsets are out of range")
+    if (members["member_ids"].diff() <= 0).any():
+        raise BundleError(f"{path / 'members.safetensors'}: member_ids are not sorted")
     if ((ids < 0) | (ids >= limits)).any():
         raise BundleError(f"{path / 'members.safetensors'}: ids are out of range")
     for name in ("item_item", "user_user"):
-        if (((lists := tensors["candidates.safetensors"][name]) < -1) | (lists >= count)).any():
+        if (((lists := candidates[name]) < -1) | (lists >= count)).any():
             raise BundleError(f"{path / 'candidates.safetensors'}: {name} is out of range")
     histories = Encoded(members["ids"].numpy(), members["timestamp"].numpy(), members["offsets"].numpy())
     return Bundle(
         path=path, version=version, manifest=manifest, schema=schema, vocabularies=vocabularies, titles=titles,
         title_ids=title_ids, weights=tensors["model.safetensors"], vectors=vectors["titles"],
-        member_ids=members["member_ids"].numpy(), histories=histories, candidates=tensors["candidates.safetensors"],
+        member_ids=members["member_ids"].numpy(), histories=histories, candidates=candidates,
         row_ranker=tensors["row_ranker.safetensors"], rows=documents["rows.json"], known=documents["known.json"],
     )  # fmt: skip
 
 
-def _rows(tensors: Mapping[str, Tensor], name: str) -> int:
-    return tensors[name].shape[0] if name in tensors and tensors[name].dim() else -1
+# By tensor name: dtype, and shape with None for any size.
+_Expected = Mapping[str, tuple[torch.dtype, tuple[int | None, ...]]]
 
 
-def _check_shapes(file: Path, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int | None, ...]]) -> None:
-    for name, shape in shapes.items():
+def _size(tensors: Mapping[str, Tensor], name: str, axis: int = 0) -> int:
+    return tensors[name].shape[axis] if name in tensors and tensors[name].dim() > axis else -1
+
+
+def _check_tensors(file: Path, tensors: Mapping[str, Tensor], expected: _Expected) -> None:
+    for name, (dtype, shape) in expected.items():
         if name not in tensors:
             raise BundleError(f"{file} lacks the tensor {name!r}")
+        if tensors[name].dtype != dtype:
+            raise BundleError(f"{file}: tensor {name!r} has dtype {tensors[name].dtype}, expected {dtype}")
+        if dtype.is_floating_point and not tensors[name].isfinite().all():
+            raise BundleError(f"{file}: tensor {name!r} has values that are not finite")
         found = tuple(tensors[name].shape)
         if len(found) != len(shape) or any(w is not None and w != f for w, f in zip(shape, found, strict=True)):
             wanted = ["any" if s is None else s for s in shape]
             raise BundleError(f"{file}: tensor {name!r} has shape {list(found)}, expected {wanted}")
+
+
+def _check_known(file: Path, known: Any) -> None:
+    try:
+        whole = [known["rows"], known["titles"], known["context"]["timestamp"]]
+        for answer in known["answers"]:
+            whole.append(answer["member_id"])
+            row_scores = np.array(answer["row_scores"], np.float32)
+            np.array(answer["title_scores"], np.float32).reshape(*row_scores.shape, known["titles"])
+        if not known["answers"] or not all(type(n) is int for n in whole):
+            raise ValueError("no answers, or fractions for integers")
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise BundleError(f"{file} does not hold known answers ({error!r}); export the bundle again") from error
 
 
 def _read_json(file: Path) -> Any:

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import json
 import math
-import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from .schema import ABSENT, FIRST, UNKNOWN, Field, Schema, Vocabulary
+from .schema import ABSENT, FIRST, UNKNOWN, Field, Schema, Vocabulary, default_schema, is_number
 
 CLOCK_SKEW_S = 300
 _INT64_MAX = 2**63 - 1
 _MILLISECONDS_FROM = 1e11  # seconds reach this in the year 5138
+_NAMED = 8  # how many unknown things a request's Counts name
+_PUBLIC_PATHS = {f.path for f in default_schema().fields}  # known to everybody, whatever a schema reads
 # What a column of each kind may hold, by how pyarrow spells its type.
 _ARROW_TYPES = {
     "id": ("int", "uint"),
@@ -62,12 +64,26 @@ class EventColumns:
 
 @dataclass
 class Counts:
-    """What was accepted but not perfect; kept so that nothing disappears unseen."""
+    """What was accepted but not perfect; kept so that nothing disappears unseen.
+
+    unknown_values: outside their field's vocabulary. unknown_keys: of `what` and `where`, in no schema. unknown: the
+    first few of both, such as "context.device 'Toaster'" (one value of each field) and "what.action_typ".
+    """
 
     unknown_values: int = 0
+    unknown_keys: int = 0
     out_of_order: int = 0
     truncated: int = 0
-    unknown_by_field: dict[str, int] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+
+    def numbers(self) -> dict[str, int]:
+        """All but the names."""
+        return {name: n for name, n in vars(self).items() if name != "unknown"}
+
+    def name(self, what: str) -> None:
+        """Remember something unknown, once, if there is room."""
+        if what not in self.unknown and len(self.unknown) < _NAMED:
+            self.unknown.append(what)
 
 
 @dataclass(frozen=True)
@@ -86,15 +102,17 @@ class Encoded:
         return Encoded(self.ids[rows], self.timestamp[rows], np.array([0, count], np.int64))
 
 
-def _lookup(event: Mapping[str, Any], path: str) -> Any:
-    head, _, rest = path.partition(".")
-    value = event.get(head)
-    return value.get(rest) if rest and isinstance(value, Mapping) else (None if rest else value)
-
-
-def _is_number(value: Any) -> bool:
-    """Whether a value is a finite number; an integer beyond any float is not."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+def _lookup(found: Mapping[str, Any], path: str, what: str) -> Any:
+    """The value at a dotted path, None if absent. Raises EventError if something on the way is no object."""
+    *way, last = path.split(".")
+    for depth, key in enumerate(way, start=1):
+        inner = found.get(key)
+        if inner is None:
+            return None
+        if not isinstance(inner, Mapping):
+            raise EventError(f"{what}: {'.'.join(way[:depth])!r} is {_shown(inner)}; give an object")
+        found = inner
+    return found.get(last)
 
 
 def _shown(value: Any) -> str:
@@ -102,12 +120,16 @@ def _shown(value: Any) -> str:
         text = repr(value)
     except (RecursionError, ValueError):  # nested very deeply; an integer of more than 4300 digits
         text = f"a {type(value).__name__} too large to show"
+    return _cut(text)
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def check_timestamp(value: Any, now: float, what: str) -> int:
     """A time in whole seconds since 1970-01-01 UTC. Raises EventError: not a number, negative, in the future."""
-    if not _is_number(value):
+    if not is_number(value):
         raise EventError(f"{what} is {_shown(value)}; give a number of seconds since 1970-01-01 UTC")
     if value < 0:
         raise EventError(f"{what} is {_shown(value)}, before 1970; give seconds since 1970-01-01 UTC")
@@ -130,7 +152,7 @@ def _check_value(f: Field, value: Any, what: str) -> Any:
     if f.kind == "id":
         return check_title_id(value, what)
     if f.kind == "number":
-        if not _is_number(value):
+        if not is_number(value):
             raise EventError(f"{what} is {_shown(value)}; give a number")
         return float(value)
     if f.kind == "categories":
@@ -153,15 +175,20 @@ def parse_json(text: bytes | str, what: str) -> dict[str, Any]:
     return value
 
 
-def parse_events(schema: Schema, raw: Sequence[bytes | str | Mapping[str, Any]], now: float) -> EventColumns:
+def parse_events(
+    schema: Schema, raw: Sequence[bytes | str | Mapping[str, Any]], now: float, counts: Counts | None = None
+) -> EventColumns:
     """Check events in the public JSON shape and turn them into columns, in the given order.
 
-    raw: T JSON texts or mappings. now: the time that may not be exceeded, seconds.
-    Raises EventError for the first event that is malformed, naming its index and key.
+    raw: T JSON texts or mappings. now: the time that may not be exceeded, seconds. Keys that nobody knows are counted
+    in `counts`. Raises EventError for the first event that is malformed, naming its index and key.
     """
-    read = [f for f in schema.fields if f.path.startswith(("what.", "where."))]
+    read = {f.path: f for f in schema.fields if f.path.startswith(("what.", "where."))}
+    known: dict[str, set[str]] = {"what": set(), "where": set()}
+    for part, key, *_ in (path.split(".") for path in (*read, *_PUBLIC_PATHS) if path.startswith(("what.", "where."))):
+        known[part].add(key)
     timestamps: list[int] = []
-    values: dict[str, list[Any]] = {f.path: [] for f in read}
+    values: dict[str, list[Any]] = {path: [] for path in read}
     for i, item in enumerate(raw):
         event = item if isinstance(item, Mapping) else parse_json(item, f"event {i}")
         if event.get("timestamp") is None:
@@ -170,14 +197,18 @@ def parse_events(schema: Schema, raw: Sequence[bytes | str | Mapping[str, Any]],
         for part in ("what", "where"):
             if event.get(part) is not None and not isinstance(event[part], Mapping):
                 raise EventError(f"event {i}: {part!r} is {_shown(event[part])}; give an object")
-        for f in read:
-            value = _lookup(event, f.path)
+            if counts is not None and (strange := (event.get(part) or {}).keys() - known[part]):
+                counts.unknown_keys += len(strange)
+                for key in sorted(strange):
+                    counts.name(f"{part}.{_cut(key)}")
+        for path, f in read.items():
+            value = _lookup(event, path, f"event {i}")
             if value is not None:
-                value = _check_value(f, value, f"event {i}: {f.path!r}")
+                value = _check_value(f, value, f"event {i}: {path!r}")
             elif f.kind == "id":
-                raise EventError(f"event {i}: {f.path!r} is missing; every event names the title it is about")
-            values[f.path].append(value)
-    columns = {f.path: _column(f, values[f.path]) for f in read}
+                raise EventError(f"event {i}: {path!r} is missing; every event names the title it is about")
+            values[path].append(value)
+    columns = {path: _column(f, values[path]) for path, f in read.items()}
     return EventColumns(np.array(timestamps, np.int64), columns)
 
 
@@ -205,8 +236,8 @@ def code_strings(values: Sequence[str | None] | Sequence[Sequence[str] | None], 
 def columns_from_table(schema: Schema, table: Any) -> EventColumns:
     """Columns of a pyarrow Table whose columns are paths of the public shape (`what.entity_id`, or a struct `what`).
 
-    Absent columns are absent values. Raises EventError for a column of the wrong type, and if a timestamp or title id
-    is missing or negative anywhere.
+    Absent columns are absent values. Raises EventError for a column of the wrong type, if a timestamp or title id is
+    missing or negative anywhere, and for a timestamp in the future.
     """
     while any(str(f.type).startswith("struct") for f in table.schema):
         table = table.flatten()
@@ -218,7 +249,7 @@ def columns_from_table(schema: Schema, table: Any) -> EventColumns:
         if nulls := table[path].null_count:
             raise EventError(f"column {path!r} is empty in {nulls} of {len(table)} events")
     data: dict[str, Coded | np.ndarray] = {}
-    for f in schema.fields:
+    for f in {f.path: f for f in schema.fields}.values():
         if f.path not in names or not f.path.startswith(("what.", "where.")):
             continue
         column = table[f.path].combine_chunks()
@@ -240,6 +271,9 @@ def columns_from_table(schema: Schema, table: Any) -> EventColumns:
     timestamp = table["timestamp"].combine_chunks().cast("int64", safe=False).to_numpy(zero_copy_only=False)
     if len(timestamp) and (timestamp.min() < 0 or timestamp.max() > _MILLISECONDS_FROM):
         raise EventError(f"timestamps reach from {timestamp.min()} to {timestamp.max()}; give seconds since 1970")
+    if len(timestamp):
+        latest = int(timestamp.argmax())
+        check_timestamp(int(timestamp[latest]), time.time(), f"column 'timestamp', event {latest}: it")
     return EventColumns(timestamp, data)
 
 
@@ -282,11 +316,20 @@ def encode(
             ids[:, start] = vocabularies[f.name].encode_ints(column)
         else:
             ids[:, start] = bucket(f, column)
-        if counts is not None and f.has_vocabulary and (unknown := int((ids[:, start:stop] == UNKNOWN).sum())):
-            counts.unknown_values += unknown
-            counts.unknown_by_field[f.name] = counts.unknown_by_field.get(f.name, 0) + unknown
+        if counts is not None and f.has_vocabulary and column is not None:
+            _count_unknown(counts, f.path, column, ids[:, start:stop] == UNKNOWN)
     join_titles(schema, ids, titles)
     return Encoded(ids, columns.timestamp, offsets)
+
+
+def _count_unknown(counts: Counts, what: str, column: Coded | np.ndarray, unknown: np.ndarray) -> None:
+    """unknown: bool [T, slots], which values of a column are."""
+    if not unknown.any():
+        return
+    counts.unknown_values += int(unknown.sum())
+    values = column.codes if isinstance(column, Coded) else column
+    first = values.reshape(unknown.shape)[unknown][0]
+    counts.name(f"{what} {_shown(column.values[first] if isinstance(column, Coded) else int(first))}")
 
 
 def join_titles(schema: Schema, ids: np.ndarray, titles: np.ndarray) -> None:
@@ -332,7 +375,7 @@ def encode_request(
     key that is no request-time field.
     """
     fields = [f for f in schema.fields if f.when == "request"]
-    known = {"timestamp"} | {f.path.removeprefix("where.") for f in fields}
+    known = {"timestamp"} | {f.path.removeprefix("where.").partition(".")[0] for f in fields}
     if strange := sorted(set(context) - known):
         raise EventError(f"context has {strange}; known keys are {sorted(known)}")
     time = context.get("timestamp")
@@ -343,16 +386,16 @@ def encode_request(
         if f.path == "timestamp":
             token[start] = encode_time(f, np.array([at], np.int64), np.array([0, 1], np.int64), last_event)[0]
             continue
-        value = context.get(f.path.removeprefix("where."))
+        path = f.path.removeprefix("where.")
+        value = _lookup(context, path, "context")
         if value is None:
             continue
-        value = _check_value(f, value, f"context: {f.path.removeprefix('where.')!r}")
+        value = _check_value(f, value, f"context: {path!r}")
         column = _column(f, [value])
         if isinstance(column, Coded):
             token[start:stop] = vocabularies[f.name].encode_coded(column.codes, column.values).reshape(-1)
-            if counts is not None and (token[start:stop] == UNKNOWN).any():
-                counts.unknown_values += 1
-                counts.unknown_by_field[f.name] = counts.unknown_by_field.get(f.name, 0) + 1
+            if counts is not None:
+                _count_unknown(counts, f"context.{path}", column, token[None, start:stop] == UNKNOWN)
         else:
             token[start] = bucket(f, column)[0]
     return token

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -26,6 +26,10 @@ Kind = Literal["id", "category", "categories", "number", "hour", "weekday", "gap
 When = Literal["request", "action"]
 
 
+# Beyond these no embedding table fits a host.
+_WIDEST, _MOST_SLOTS = 65_536, 1_024
+
+
 class SchemaError(ValueError):
     """A schema, or something checked against one, is wrong; the message names the field and the fix."""
 
@@ -34,8 +38,8 @@ class SchemaError(ValueError):
 class Field:
     """One key of an event or of a title.
 
-    path: where its value is found. `timestamp`, `what.*` and `where.*` are keys of the event JSON; `title.*` is
-        metadata of the title that the event is about.
+    path: where its value is found. `timestamp`, `what.*` and `where.*` are keys of the event JSON, a dot for each
+        object on the way (`where.geo.region`); `title.*` is metadata of the title that the event is about.
     kind: `id` (int64 title id), `category` (one string), `categories` (a list of strings, mean-pooled),
         `number` (bucketed by `edges`); of the event's time: `hour` and `weekday` (UTC), `gap` (seconds since the
         member's previous event, bucketed by `edges`).
@@ -54,23 +58,27 @@ class Field:
     loss_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        try:
-            object.__setattr__(self, "edges", tuple(float(e) for e in self.edges))
-        except (TypeError, ValueError) as error:
-            raise SchemaError(f"field {self.name!r}: edges {self.edges!r} must be a list of numbers") from error
-        if not all(isinstance(n, int) for n in (self.width, self.slots)) or isinstance(self.loss_weight, str):
-            raise SchemaError(f"field {self.name!r}: width and slots must be integers, loss_weight a number")
+        for key in ("name", "path"):
+            if not isinstance(text := getattr(self, key), str) or not all(text.split(".")):
+                raise SchemaError(f"field {self.name!r}: {key} {text!r} must be a text, and no part of it empty")
+        if not isinstance(self.edges, list | tuple) or not all(map(is_number, self.edges)):
+            raise SchemaError(f"field {self.name!r}: edges {self.edges!r} must be a list of numbers")
+        object.__setattr__(self, "edges", tuple(float(e) for e in self.edges))
+        for key, most in (("width", _WIDEST), ("slots", _MOST_SLOTS)):
+            number = getattr(self, key)
+            if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= most:
+                raise SchemaError(f"field {self.name!r}: {key} {number!r} must be an integer from 1 to {most}")
+        if not is_number(self.loss_weight) or self.loss_weight < 0:
+            raise SchemaError(f"field {self.name!r}: loss_weight {self.loss_weight!r} must be a number from 0")
         if self.kind not in get_args(Kind):
             raise SchemaError(f"field {self.name!r}: kind {self.kind!r} is not one of {', '.join(get_args(Kind))}")
         if self.when not in get_args(When):
             raise SchemaError(f"field {self.name!r}: when {self.when!r} is neither 'request' nor 'action'")
-        if self.width < 1 or self.slots < 1 or self.loss_weight < 0:
-            raise SchemaError(f"field {self.name!r}: width and slots must be at least 1, loss_weight at least 0")
         if self.slots > 1 and self.kind != "categories":
             raise SchemaError(f"field {self.name!r}: only a 'categories' field has more than one slot")
         if (self.kind in ("number", "gap")) != bool(self.edges):
             raise SchemaError(f"field {self.name!r}: 'number' and 'gap' need edges, other kinds take none")
-        if not all(math.isfinite(e) for e in self.edges) or any(b <= a for a, b in pairwise(self.edges)):
+        if any(b <= a for a, b in pairwise(self.edges)):
             raise SchemaError(f"field {self.name!r}: edges must rise, got {list(self.edges)}")
         if self.loss_weight and self.when == "request":
             raise SchemaError(f"field {self.name!r}: a request-time field is an input and cannot be predicted")
@@ -85,12 +93,18 @@ class Field:
         return FIRST + {"hour": 24, "weekday": 7}.get(self.kind, len(self.edges) + 1)
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value is a number that float64 can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
 @dataclass(frozen=True)
 class Schema:
     """The fields of an event, in column order, and of a title.
 
-    Exactly one event field has kind `id`: the title. A title field shares its vocabulary with the event field of its
-    path, if there is one. Raises SchemaError naming the field that is wrong.
+    Exactly one event field has kind `id`: the title. Several may read one path, if kind and slots are the same. A
+    title field shares its vocabulary with the event field of its path, if there is one. Raises SchemaError naming the
+    field that is wrong.
     """
 
     fields: tuple[Field, ...]
@@ -108,7 +122,12 @@ class Schema:
         named = {f.name: f for f in self.title_fields}
         if len(titles) != len(self.title_fields) or len(named) != len(self.title_fields):
             raise SchemaError(f"title fields must differ in name and path: {[f.name for f in self.title_fields]}")
+        first = {f.path: f for f in reversed(self.fields) if f.path != "timestamp"}
         for f in self.fields:
+            if f.path in first and (f.kind, f.slots) != (first[f.path].kind, first[f.path].slots):
+                raise SchemaError(f"field {f.name!r}: {first[f.path].name!r} reads {f.path!r} too; one path, one kind")
+            if inner := next((p for p in first if p.startswith(f"{f.path}.")), None):
+                raise SchemaError(f"field {f.name!r}: {f.path!r} cannot be a value and hold {inner!r}")
             if f.name in named and f.path != named[f.name].path:
                 raise SchemaError(f"field {f.name!r}: a title field has this name and another path; rename one")
             if f.path.startswith("title."):
@@ -121,11 +140,19 @@ class Schema:
             elif f.kind in ("hour", "weekday", "gap"):
                 if f.path != "timestamp":
                     raise SchemaError(f"field {f.name!r}: kind {f.kind!r} reads 'timestamp', not {f.path!r}")
-            elif not f.path.startswith(("what.", "where.")):
-                raise SchemaError(f"field {f.name!r}: path {f.path!r} must start with what., where. or title.")
+            elif not f.path.startswith(("what.", "where.")) or f.path == "where.timestamp":
+                raise SchemaError(f"field {f.name!r}: path {f.path!r} must start with what., where. or title.; the "
+                                  "time is 'timestamp'")  # fmt: skip
         for f in self.title_fields:
             if not f.path.startswith("title.") or f.kind not in ("category", "categories", "number"):
                 raise SchemaError(f"title field {f.name!r}: path must start with title., kind be a value's")
+
+    def __repr__(self) -> str:
+        return f"Schema({len(self.fields)} fields, hash {self.hash[:12]})"
+
+    def category(self, path: str) -> Field | None:
+        """The first event field of kind `category` that reads `path`, if there is one."""
+        return next((f for f in self.fields if f.path == path and f.kind == "category"), None)
 
     @cached_property
     def id_field(self) -> Field:
@@ -166,6 +193,8 @@ class Schema:
     def from_dict(cls, data: Mapping[str, Any]) -> Schema:
         """Raises SchemaError for a missing or unknown key, or a field that is wrong."""
         try:
+            if strange := set(data) - {"fields", "title_fields"}:
+                raise SchemaError(f"not a schema: it has {sorted(strange)}; known keys are 'fields' and 'title_fields'")
             return cls(
                 tuple(Field(**f) for f in data["fields"]),
                 tuple(Field(**f) for f in data.get("title_fields", ())),
@@ -178,8 +207,10 @@ class Schema:
         """Read a schema from a JSON file in the shape of `to_dict`."""
         try:
             return cls.from_dict(json.loads(path.read_text("utf-8")))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise SchemaError(f"{path} is not JSON: {error}") from error
+        except SchemaError as error:
+            raise SchemaError(f"{path}: {error}") from error
 
     @cached_property
     def hash(self) -> str:
@@ -200,22 +231,8 @@ def default_schema() -> Schema:
     """The fields of a streaming service. Data that lacks some of them leaves those absent, which must work."""
     minutes = (30, 60, 120, 300, 600, 1200, 1800, 2700, 3600, 5400, 7200, 10800)
     gaps = (
-        1,
-        5,
-        15,
-        30,
-        60,
-        120,
-        300,
-        900,
-        3600,
-        6 * 3600,
-        86400,
-        3 * 86400,
-        7 * 86400,
-        30 * 86400,
-        180 * 86400,
-    )
+        1, 5, 15, 30, 60, 120, 300, 900, 3600, 6 * 3600, 86400, 3 * 86400, 7 * 86400, 30 * 86400, 180 * 86400,
+    )  # fmt: skip
     return Schema(
         fields=(
             Field("action_type", "what.action_type", "category", "action", 16, loss_weight=0.1),
@@ -359,7 +376,9 @@ SOURCES = ("none", "embedding", "item_item", "user_user", "popular", "new", "exp
 
 ANONYMOUS = -1
 MAX_EVENTS = 100_000
+MAX_EVENT_BYTES = 32 * 2**20  # of a request's events and context together, as JSON
 MAX_ROWS, MAX_TITLES = 100, 500
+MAX_TEXT = 256  # characters of surface and of experiment
 
 
 def wire_dict() -> dict[str, Any]:

@@ -31,6 +31,8 @@ class Titles:
         if (np.diff(self.ids) <= 0).any() or (self.ids < 0).any():
             raise ValueError("title ids must be sorted, different and at least 0")
         lengths = {"names": len(self.names)} | {k: len(v) for k, v in self.metadata.items()}
+        if wrong := [name for name in self.names if not isinstance(name, str)]:
+            raise ValueError(f"title names must be texts, got {wrong[0]!r}")
         if wrong := {k: n for k, n in lengths.items() if n != len(self.ids)}:
             raise ValueError(f"{len(self.ids)} title ids, but {wrong}")
 

@@ -23,7 +23,7 @@ from ..foundation.bundle import BundleError
 from ..kernels.candidate_scoring import candidate_scoring
 from .page import assemble
 from .requests import BadRequest, PageRequest, Prepared, RequestError, prepare
-from .retrieval import SOURCE_ID, retrieve
+from .retrieval import SOURCE_ID, for_pinned_rows, retrieve
 from .store import Store
 
 CANDIDATES = 1000
@@ -58,7 +58,7 @@ class HomepageEngine:
         clock.lap("prepare")
         made = iter(self._pages([r for r, _ in good], [p for _, p in good], clock) if good else ())
         answers = [next(made) if isinstance(p, Prepared) else p for p in prepared]
-        self._count(prepared)
+        self._count(answers)
         return answers
 
     def prepare(self, requests: Sequence[PageRequest], now: float) -> list[Prepared | ValueError]:
@@ -76,8 +76,10 @@ class HomepageEngine:
         vectors, states = self.encode(prepared)
         clock.lap("encode")
         titles, sources = retrieve(store, vectors.cpu().numpy(), [p.member for p in prepared], CANDIDATES)
+        more = [for_pinned_rows(store, p.member, p.view, titles[b]) for b, p in enumerate(prepared)]
+        titles, sources = _with_more(titles, sources, more, "popular")
         if any(spec.seen != "exclude" for spec in store.rows.specs):
-            titles, sources = _with_history(titles, sources, prepared)
+            titles, sources = _with_more(titles, sources, [np.flatnonzero(p.seen) for p in prepared], "history")
         clock.lap("retrieve")
         order, scores = self.score(vectors, titles, titles.shape[1])
         row_scores = self.rank_rows(states)
@@ -134,7 +136,7 @@ class HomepageEngine:
             title_ids=np.full(shape, -1, np.int64),
             title_scores=np.zeros(shape, np.float32),
             sources=np.zeros(shape, np.uint8),
-            info=self._info(request, p, {r.row for r in placed}),
+            info=self._info(request, p, [r.row for r in placed]),
         )
         for at, row in enumerate(placed):
             count = len(row.places)
@@ -143,33 +145,30 @@ class HomepageEngine:
             page.sources[at, :count] = source_of[ranked[row.places]]
         return page
 
-    def _info(self, request: PageRequest, p: Prepared, shown: set[int]) -> dict[str, Any]:
+    def _info(self, request: PageRequest, p: Prepared, shown: list[int]) -> dict[str, Any]:
         rows, ids = self.store.rows, self.store.bundle.titles.ids
         seeds = {int(rows.ids[r]): int(ids[t]) for r, t in rows.seeds(p.view).items() if r in shown}
         return {
             "bundle_version": self.store.version,
+            "bundle_fingerprint": self.store.bundle.fingerprint,
             "schema_hash": self.store.schema.hash,
-            "fallback": p.fallback,
+            "fallback": p.fallback if shown else "nothing_left",
             "experiment": request.experiment,
             "row_titles": {str(r): t for r, t in seeds.items()},
-            "counts": {
-                "unknown_values": p.counts.unknown_values,
-                "out_of_order": p.counts.out_of_order,
-                "truncated": p.counts.truncated,
-            },
+            "pinned": [rows.specs[r].row_id for r in shown if rows.specs[r].pin is not None],
+            "counts": p.counts.numbers(),
+            "unknown": p.counts.unknown,
         }
 
-    def _count(self, prepared: Sequence[Prepared | ValueError]) -> None:
-        for p in prepared:
-            if not isinstance(p, Prepared):
+    def _count(self, answers: Sequence[Page | ValueError]) -> None:
+        for answer in answers:
+            if isinstance(answer, ValueError):
                 self.counters["refused"] += 1
                 continue
             self.counters["pages"] += 1
-            if p.fallback:
-                self.counters[f"fallback_{p.fallback}"] += 1
-            self.counters["unknown_values"] += p.counts.unknown_values
-            self.counters["out_of_order"] += p.counts.out_of_order
-            self.counters["truncated"] += p.counts.truncated
+            if fallback := answer.info["fallback"]:
+                self.counters[f"fallback_{fallback}"] += 1
+            self.counters.update(answer.info["counts"])
 
     # The stages alone, one member at a time, for callers that put them together in another way.
 
@@ -231,17 +230,15 @@ class _Clock:
         self._last = now
 
 
-def _with_history(
-    titles: np.ndarray, sources: np.ndarray, prepared: Sequence[Prepared]
+def _with_more(
+    titles: np.ndarray, sources: np.ndarray, more: Sequence[np.ndarray], source: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Candidates with the titles each member has seen behind them, for rows that show seen titles."""
-    seen = [np.flatnonzero(p.seen) for p in prepared]
-    width = max((len(s) for s in seen), default=0)
-    more = np.full((len(prepared), width), -1, np.int64)
-    for row, s in enumerate(seen):
-        more[row, : len(s)] = s
-    from_history = np.where(more >= 0, SOURCE_ID["history"], 0).astype(np.uint8)
-    return np.concatenate([titles, more], axis=1), np.concatenate([sources, from_history], axis=1)
+    """Candidates [B, K] with more titles of one source behind those of each member."""
+    behind = np.full((len(more), max(map(len, more), default=0)), -1, np.int64)
+    for row, found in enumerate(more):
+        behind[row, : len(found)] = found
+    from_source = np.where(behind >= 0, SOURCE_ID[source], 0).astype(np.uint8)
+    return np.concatenate([titles, behind], axis=1), np.concatenate([sources, from_source], axis=1)
 
 
 def known_answers(engine: HomepageEngine, member_ids: Sequence[int], timestamp: int) -> dict[str, Any]:
@@ -265,8 +262,10 @@ def known_answers(engine: HomepageEngine, member_ids: Sequence[int], timestamp: 
 def compare_known(known: Mapping[str, Any], pages: Sequence[tuple[np.ndarray, np.ndarray]]) -> str | None:
     """What differs between known answers and pages given as (row_scores [R], title_scores [R, C]), or None."""
     for answer, (row_scores, title_scores) in zip(known["answers"], pages, strict=True):
-        for name, found in (("row_scores", row_scores), ("title_scores", title_scores)):
-            wanted = np.array(answer[name], np.float32)
+        rows = len(answer["row_scores"])  # of an empty page JSON keeps no shape
+        for name, found, shape in (("row_scores", row_scores, (rows,)),
+                                   ("title_scores", title_scores, (rows, known["titles"]))):  # fmt: skip
+            wanted = np.array(answer[name], np.float32).reshape(shape)
             if found.shape != wanted.shape:
                 return f"member {answer['member_id']}: {name} has shape {found.shape}, known is {wanted.shape}"
             worst = float(np.abs(found - wanted).max()) if wanted.size else 0.0

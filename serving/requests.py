@@ -22,7 +22,7 @@ from ..foundation.events import (
     serving_tokens,
     sort_in_time,
 )
-from ..foundation.schema import ANONYMOUS, FIRST, MAX_EVENTS, MAX_ROWS, MAX_TITLES
+from ..foundation.schema import ANONYMOUS, FIRST, MAX_EVENT_BYTES, MAX_EVENTS, MAX_ROWS, MAX_TEXT, MAX_TITLES
 from .retrieval import Member
 from .rows import MemberView
 from .store import Store
@@ -57,6 +57,13 @@ class PageRequest:
             raise RequestError(f"page asks for {self.titles} titles per row; give 1 to {MAX_TITLES}")
         if len(self.events) > MAX_EVENTS:
             raise RequestError(f"{len(self.events)} events; give at most {MAX_EVENTS}, the newest")
+        if (size := sum(map(len, self.events)) + len(self.context)) > MAX_EVENT_BYTES:
+            raise RequestError(
+                f"events and context have {size} bytes; give at most {MAX_EVENT_BYTES}, the newest events"
+            )
+        for name in ("surface", "experiment"):
+            if (length := len(getattr(self, name))) > MAX_TEXT:
+                raise RequestError(f"{name} has {length} characters; give at most {MAX_TEXT}")
         if len(self.exclude) and int(self.exclude.min()) < 0:
             raise RequestError(f"exclude has {int(self.exclude.min())}; title ids start at 0")
         if self.surface not in SURFACES:
@@ -84,7 +91,7 @@ def prepare(store: Store, request: PageRequest, now: float) -> Prepared:
     known, stored = (-1, None) if request.member_id == ANONYMOUS else store.history(request.member_id)
     history = stored or Encoded(np.empty((0, schema.width), np.int32), np.empty(0, np.int64), np.zeros(2, np.int64))
     if request.events:
-        columns, counts.out_of_order = sort_in_time(parse_events(schema, request.events, now))
+        columns, counts.out_of_order = sort_in_time(parse_events(schema, request.events, now, counts))
         offsets = np.array([0, len(columns)], np.int64)
         newer = encode(schema, vocabularies, columns, offsets, store.bundle.title_ids, counts)
         history = merge(store, history, newer)
@@ -104,7 +111,7 @@ def prepare(store: Store, request: PageRequest, now: float) -> Prepared:
         index=known,
         recent=titles[titles >= 0],
         excluded=excluded,
-        locale=int(token[schema.spans["locale"][0]]) if "locale" in schema.spans else 0,
+        locale=0 if store.locale_column is None else int(token[store.locale_column]),
         day=int(now if context.get("timestamp") is None else context["timestamp"]) // 86400,
     )
     fallback = None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..foundation.schema import SOURCES
+from .rows import MemberView
 from .store import Store
 
 # Share of the list that each source may fill, in the order in which they claim a title. Before them come the titles
@@ -99,6 +100,22 @@ def explore(store: Store, member: Member) -> np.ndarray:
     draw = np.random.default_rng((member.member_id + 1, member.day))
     count = min(len(store.long_tail), 200)
     return draw.choice(store.long_tail, count, replace=False) if count else store.long_tail
+
+
+def for_pinned_rows(store: Store, member: Member, view: MemberView, titles: np.ndarray) -> np.ndarray:
+    """Titles that the member's candidates lack and pinned rows need to be full, most popular first: a row that an
+    editor has pinned must not go missing because few of its titles suit the member. titles: int64 [K], −1 padded."""
+    have, found = member.excluded.copy(), [np.empty(0, np.int64)]
+    for spec, eligibility in zip(store.rows.specs, store.rows.eligibility, strict=True):
+        if spec.pin is None or spec.seen == "only":
+            continue
+        fits = eligibility.mask(view)
+        missing = spec.max_titles - int(fits[titles[titles >= 0]].sum())
+        more = store.popular[(fits & ~have)[store.popular]]
+        more = more[~np.isin(more, titles)][: max(0, missing)]
+        have[more] = True
+        found.append(more)
+    return np.concatenate(found)
 
 
 def _known(titles: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ An expression is a small subset of Python, evaluated for all titles at once and 
     "Comedy" in genres               a metadata column of lists
     1980 <= year < 1990              a column of numbers
     language == "ja"                 a column of strings
+    kids, or kids == True            a column of true and false
     popularity >= 0.9                share of the catalogue that is less popular, 0 to 1
     year >= latest_year - 1          the newest year in the catalogue
     similar_to_liked(1)              near the member's most recent liked title (2: the one before); `{title}` in the
@@ -18,13 +19,17 @@ from __future__ import annotations
 
 import ast
 import functools
+import json
 import operator
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
 import numpy as np
+
+from ..foundation.titles import Titles
 
 _DYNAMIC = ("history_length", "similar_to_liked")
 _LONGEST_EXPRESSION = 1000  # characters; keeps the parser and the evaluation off the end of the stack
@@ -44,8 +49,9 @@ class RowError(ValueError):
 class RowSpec:
     """One row. seen: whether titles the member has seen are left out, the only ones, or allowed ("any").
 
-    min_titles: with fewer the row is not shown. pin: its fixed place on the page, 0 the top. first: title ids that
-    stand first in it, in this order, when they are eligible; they are candidates for everybody.
+    min_titles: with fewer the row is not shown. pin: its fixed place on the page, 0 the top; the most popular titles
+    that fit a pinned row are candidates if others do not fill it. first: title ids that stand first in it, in this
+    order, when they are eligible; they are candidates for everybody.
     """
 
     row_id: int
@@ -83,11 +89,12 @@ def _is_whole(value: Any, low: int) -> TypeGuard[int]:
 
 @dataclass(frozen=True)
 class TitleColumns:
-    """Title metadata as arrays [N]: numbers float64 (NaN absent), strings str, lists as one bool [N] per value; known:
-    bool [N], which titles have the string or the list at all."""
+    """Title metadata as arrays [N]: numbers float64 (NaN absent), truths bool, strings str, lists as one bool [N] per
+    value; known: bool [N], which titles have the value at all."""
 
     count: int
     numbers: Mapping[str, np.ndarray]
+    truths: Mapping[str, np.ndarray]
     strings: Mapping[str, np.ndarray]
     lists: Mapping[str, Mapping[str, np.ndarray]]
     known: Mapping[str, np.ndarray]
@@ -97,6 +104,7 @@ class TitleColumns:
         """popularity: plays [N], which become the percentile column `popularity`."""
         order = np.argsort(np.argsort(popularity, kind="stable"), kind="stable")
         numbers: dict[str, np.ndarray] = {"popularity": order / max(1, count - 1)}
+        truths: dict[str, np.ndarray] = {}
         strings: dict[str, np.ndarray] = {}
         lists: dict[str, dict[str, np.ndarray]] = {}
         known: dict[str, np.ndarray] = {}
@@ -109,6 +117,8 @@ class TitleColumns:
                     for v in several or ():
                         found.setdefault(v, np.zeros(count, bool))[i] = True
                 lists[name] = found
+            elif isinstance(example, bool):
+                truths[name] = np.array([v is True for v in values])
             elif isinstance(example, int | float):
                 numbers[name] = np.array([np.nan if v is None else v for v in values], np.float64)
             else:
@@ -116,7 +126,7 @@ class TitleColumns:
         years = numbers.get("year")
         if years is not None and not np.isnan(years).all():
             numbers["latest_year"] = np.full(count, np.nanmax(years))
-        return cls(count, numbers, strings, lists, known)
+        return cls(count, numbers, truths, strings, lists, known)
 
 
 @dataclass(frozen=True)
@@ -182,6 +192,9 @@ class Eligibility:
             return node.value == wanted
         if isinstance(node, ast.Call):
             return self._similar(member) == wanted
+        if isinstance(node, ast.Name) and node.id in self.columns.truths:
+            values, known = self._column(node.id, member)
+            return known & (values == wanted)
         self._value(node, member)  # says so if the part is not allowed at all
         raise self._error(f"{ast.unparse(node)!r} gives values, not true or false; compare them with something")
 
@@ -193,21 +206,27 @@ class Eligibility:
         if type(op) not in _COMPARE:
             raise self._error(f"comparison {type(op).__name__} is not allowed")
         (a, a_known), (b, b_known) = self._value(left, member), self._value(right, member)
-        if _is_text(a) != _is_text(b):
-            raise self._error(f"{ast.unparse(left)!r} and {ast.unparse(right)!r} are not both numbers or both texts")
+        if _kind(a) != _kind(b):
+            raise self._error(
+                f"{ast.unparse(left)!r} is a {_kind(a)} and {ast.unparse(right)!r} a {_kind(b)}; compare like with like"
+            )
         return np.where(a_known & b_known, _COMPARE[type(op)](a, b), -1)
 
     def _value(self, node: ast.expr, member: MemberView) -> tuple[Any, Any]:
         """(numbers or texts [N] or one of them, bool [N] or one: which are known)."""
         if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
             (a, a_known), (b, b_known) = self._value(node.left, member), self._value(node.right, member)
-            if _is_text(a) or _is_text(b):
-                raise self._error(f"{ast.unparse(node)!r} calculates with a text")
+            if {_kind(a), _kind(b)} != {"number"}:
+                raise self._error(f"{ast.unparse(node)!r} calculates with what is no number")
             return _ARITHMETIC[type(node.op)](a, b), a_known & b_known
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            return self._value(ast.BinOp(ast.Constant(0), ast.Sub(), node.operand), member)
         if isinstance(node, ast.Constant) and isinstance(node.value, str | int | float):
             if isinstance(node.value, str):
                 return np.array(node.value), np.True_
-            if not isinstance(node.value, bool) and abs(node.value) <= _LARGEST_NUMBER:
+            if isinstance(node.value, bool):
+                return np.bool_(node.value), np.True_
+            if abs(node.value) <= _LARGEST_NUMBER:
                 return np.float64(node.value), np.True_
         if isinstance(node, ast.Name):
             return self._column(node.id, member)
@@ -226,9 +245,10 @@ class Eligibility:
             return np.float64(member.history_length), np.True_
         if name in self.columns.numbers:
             return self.columns.numbers[name], ~np.isnan(self.columns.numbers[name])
-        if name in self.columns.strings:
-            return self.columns.strings[name], self.columns.known[name]
-        raise self._error(f"no column {name!r} of numbers or texts; {self._known()}")
+        for columns in (self.columns.strings, self.columns.truths):
+            if name in columns:
+                return columns[name], self.columns.known[name]
+        raise self._error(f"no column {name!r} of single values; {self._known()}")
 
     def _similar(self, member: MemberView) -> np.ndarray:
         mask = np.zeros(self.columns.count, bool)
@@ -238,7 +258,7 @@ class Eligibility:
 
     def _known(self) -> str:
         c = self.columns
-        return f"known: {', '.join(sorted([*c.numbers, *c.strings, *c.lists, *_DYNAMIC]))}"
+        return f"known: {', '.join(sorted([*c.numbers, *c.truths, *c.strings, *c.lists, *_DYNAMIC]))}"
 
     def _error(self, words: str) -> RowError:
         return RowError(f"expression {self.text[:200]!r}: {words}")
@@ -248,26 +268,30 @@ def _joined(parts: Sequence[Any], every: bool) -> Any:
     return functools.reduce(np.logical_and if every else np.logical_or, parts)
 
 
-def _is_text(value: np.ndarray) -> bool:
-    return value.dtype.kind == "U"
+def _kind(value: np.ndarray) -> str:
+    return {"U": "text", "b": "truth"}.get(value.dtype.kind, "number")
 
 
 class RowCatalogue:
     """The rows of a bundle with their parsed expressions, in the order of rows.json.
 
-    liked_actions: action types that make a title liked; an event without an action type counts as liked.
+    liked_actions: action types that make a title liked; an event without an action type counts as liked. Raises
+    RowError naming the row and what is wrong with it.
     """
 
     def __init__(self, data: Any, columns: TitleColumns) -> None:
-        try:
-            self.liked_actions: tuple[str, ...] = tuple(data["liked_actions"])
-            rows = list(data["rows"])
-        except (KeyError, TypeError) as error:
-            raise RowError(f"rows.json: needs liked_actions and rows ({error})") from error
-        self.specs = tuple(_spec(row) for row in rows)
+        if not isinstance(data, Mapping) or set(data) != {"liked_actions", "rows"}:
+            raise RowError(f'{reprlib.repr(data)} is no row catalogue; give {{"liked_actions": […], "rows": […]}}')
+        liked, rows = data["liked_actions"], data["rows"]
+        if not isinstance(liked, list | tuple) or not all(isinstance(action, str) for action in liked):
+            raise RowError(f'liked_actions is {reprlib.repr(liked)}; give a list of action types, such as ["play"]')
+        if not isinstance(rows, list | tuple) or not rows:
+            raise RowError(f"rows is {reprlib.repr(rows)}; give a list of rows, one at least")
+        self.liked_actions: tuple[str, ...] = tuple(liked)
+        self.specs = tuple(_spec(number, row) for number, row in enumerate(rows, start=1))
         ids = [s.row_id for s in self.specs]
         if doubled := sorted({i for i in ids if ids.count(i) > 1}):
-            raise RowError(f"rows.json: row_id {doubled} is used more than once")
+            raise RowError(f"row_id {doubled} is used more than once")
         self.ids = np.array(ids, np.int64)
         self.eligibility = []
         for s in self.specs:
@@ -275,7 +299,7 @@ class RowCatalogue:
                 self.eligibility.append(Eligibility(s.where, columns))
             except RowError as error:
                 raise RowError(f"row {s.row_id} ({s.label!r}): {error}") from error
-        self.static = np.stack([e.static for e in self.eligibility]) if ids else np.zeros((0, columns.count), bool)
+        self.static = np.stack([e.static for e in self.eligibility])
         self.dynamic = [i for i, e in enumerate(self.eligibility) if e.dynamic]
 
     def __len__(self) -> int:
@@ -294,11 +318,29 @@ class RowCatalogue:
         return {i: member.liked[seed - 1] for i, seed in found.items() if seed <= len(member.liked)}
 
 
-def _spec(row: Any) -> RowSpec:
+def _spec(number: int, row: Any) -> RowSpec:
+    needed = {f.name: f.default is MISSING for f in fields(RowSpec)}
+    if not isinstance(row, Mapping):
+        raise RowError(f"row number {number} is {reprlib.repr(row)}; give an object with {', '.join(needed)}")
+    who = f"row number {number} ({reprlib.repr(row.get('label'))})"
+    if strange := [key for key in row if key not in needed]:
+        raise RowError(f"{who} has the key {reprlib.repr(strange[0])}; a row's keys are {', '.join(needed)}")
+    if missing := [key for key, must in needed.items() if must and key not in row]:
+        raise RowError(f"{who} lacks {', '.join(map(repr, missing))}")
+    return RowSpec(**row)
+
+
+def read_rows(path: Path, titles: Titles) -> Any:
+    """The content of a rows.json that a person wrote, checked for a catalogue of titles. Raises RowError naming the
+    file, the row and what is wrong."""
     try:
-        return RowSpec(**row)
-    except TypeError as error:
-        raise RowError(f"rows.json: row {reprlib.repr(row)}: {error}") from error
+        data = json.loads(path.read_text("utf-8"))
+        RowCatalogue(data, TitleColumns.from_metadata(len(titles), titles.metadata, np.zeros(len(titles))))
+    except RowError as error:
+        raise RowError(f"{path}: {error}") from error
+    except (OSError, RecursionError, ValueError) as error:
+        raise RowError(f"{path} cannot be read as JSON: {error}") from error
+    return data
 
 
 def rows_to_json(specs: Sequence[RowSpec], liked_actions: Sequence[str]) -> dict[str, Any]:

@@ -61,24 +61,22 @@ def serve_bundle(
         server = TritonServer(
             repository=repository, load=models, log=log, host=host, grpc_port=grpc_port, http_port=http_port,
             metrics_port=metrics_port, control_key=control_key or secrets.token_urlsafe(24),
-            threads=max(1, (os.cpu_count() or 1) // instances) if instances > 1 else None,
+            scratch=Path(scratch), threads=max(1, (os.cpu_count() or 1) // instances) if instances > 1 else None,
         )  # fmt: skip
         with server:
             server.wait_ready(READY_TIMEOUT_S, on_tick)
-            prove(
-                f"{'127.0.0.1' if host == '0.0.0.0' else host}:{grpc_port}",
-                json.loads((bundle / "known.json").read_bytes()),
-            )
+            prove(server, json.loads((bundle / "known.json").read_bytes()))
             yield server
 
 
-def prove(url: str, known: Mapping[str, Any]) -> None:
-    """Ask the bundle's known requests over gRPC. Raises WrongAnswer if an answer is empty or differs."""
-    from tritonclient.grpc import InferenceServerClient, InferInput
+def prove(server: TritonServer, known: Mapping[str, Any]) -> None:
+    """Ask the bundle's known requests over gRPC. Raises WrongAnswer if an answer is missing, empty or differs."""
+    from tritonclient.grpc import InferInput
+    from tritonclient.utils import InferenceServerException
 
     context = json.dumps(known["context"]).encode()
     pages = []
-    with InferenceServerClient(url) as client:
+    with server.client() as client:
         for answer in known["answers"]:
             values = {
                 "member_id": np.array([[answer["member_id"]]], np.int64),
@@ -91,12 +89,16 @@ def prove(url: str, known: Mapping[str, Any]) -> None:
                 value = values.get(t.name, np.empty((1, 0), np.object_))
                 inputs.append(InferInput(t.name, list(value.shape), t.dtype))
                 inputs[-1].set_data_from_numpy(value)
-            result = client.infer("homepage", inputs, client_timeout=READY_TIMEOUT_S)
-            assert result is not None
             try:
+                result = client.infer("homepage", inputs, client_timeout=READY_TIMEOUT_S)
+                assert result is not None
                 row_scores, title_scores = result.as_numpy("row_scores"), result.as_numpy("title_scores")
                 assert row_scores is not None
                 assert title_scores is not None
+            except InferenceServerException as error:
+                raise WrongAnswer(
+                    f"the server at {server.address} refuses a known request: {error}; its log is {server.log}"
+                ) from error
             except (AssertionError, ValueError) as error:  # the right shape with no bytes in it
                 raise WrongAnswer(
                     "the server leaves outputs empty; its Python needs numpy < 2 (see `frontrow doctor`)"

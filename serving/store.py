@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..foundation.bundle import Bundle, BundleError, load_bundle
+from ..foundation.bundle import MANIFEST, Bundle, BundleError, load_bundle
 from ..foundation.events import Encoded
 from ..foundation.row_ranker import RowRanker
 from ..foundation.schema import FIRST
@@ -57,7 +57,7 @@ class Store:
             width = weights["embedding"].shape[1]
             ranker = RowRanker(weights["row_ids"], self.model.config.d_model, self.schema.id_field.width, width)
             ranker.load_state_dict(weights)
-        except (KeyError, RuntimeError) as error:
+        except (IndexError, KeyError, RuntimeError, TypeError) as error:
             raise BundleError(f"{file} does not fit the model: {error}") from error
         self.row_ranker = ranker.to(self.device).eval()
         with torch.no_grad():
@@ -71,10 +71,11 @@ class Store:
         vectors = self.bundle.vectors.numpy()
         try:
             index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+            index.train(vectors)
+            index.add(vectors)
         except RuntimeError as error:
-            raise BundleError(f"{self.bundle.path}: FAISS does not know the index {factory!r}") from error
-        index.train(vectors)
-        index.add(vectors)
+            file = self.bundle.path / MANIFEST
+            raise BundleError(f"{file}: FAISS makes no index {factory!r} of {len(vectors)} titles: {error}") from error
         return index
 
     @cached_property
@@ -85,10 +86,10 @@ class Store:
     @cached_property
     def popular_by_locale(self) -> dict[int, np.ndarray]:
         """As `popular`, by encoded locale, for locales with at least 1,000 stored events."""
-        if "locale" not in self.schema.spans:
+        if self.locale_column is None:
             return {}
         ids = self.bundle.histories.ids
-        locale = ids[:, self.schema.spans["locale"][0]]
+        locale = ids[:, self.locale_column]
         titles = ids[:, self.title_column] - FIRST
         found = {}
         for value in np.unique(locale[locale >= FIRST]).tolist():
@@ -125,6 +126,12 @@ class Store:
         """The column of encoded events that holds the title."""
         return self.schema.spans[self.schema.id_field.name][0]
 
+    @cached_property
+    def locale_column(self) -> int | None:
+        """The column of encoded events that holds the locale; None if the schema has none."""
+        field = self.schema.category("where.locale")
+        return self.schema.spans[field.name][0] if field else None
+
     def history(self, member_id: int) -> tuple[int, Encoded | None]:
         """(member index, stored history), or (−1, None) for a member the bundle does not know."""
         ids = self.bundle.member_ids
@@ -134,18 +141,21 @@ class Store:
         return at, self.bundle.histories.member(at)
 
     @cached_property
-    def _likes(self) -> np.ndarray | None:
-        """By encoded action type, whether it makes a title liked; None if the schema has no action type."""
-        if "action_type" not in self.schema.spans:
+    def _likes(self) -> tuple[int, np.ndarray] | None:
+        """Column of the action type, and by encoded action type whether it makes a title liked; None if the schema has
+        no action type."""
+        field = self.schema.category("what.action_type")
+        if field is None:
             return None
-        vocabulary = self.bundle.vocabularies["action_type"].values
-        return np.array([True, False, *(v in self.rows.liked_actions for v in vocabulary)])
+        liked = [v in self.rows.liked_actions for v in self.bundle.vocabularies[field.name].values]
+        return self.schema.spans[field.name][0], np.array([True, False, *liked])
 
     def member_view(self, ids: np.ndarray) -> MemberView:
         """What row expressions may ask, of a history of encoded events int32 [T, C]."""
         titles = ids[:, self.title_column].astype(np.int64) - FIRST
         if self._likes is not None:
-            titles = titles[self._likes[ids[:, self.schema.spans["action_type"][0]]]]
+            column, liked = self._likes
+            titles = titles[liked[ids[:, column]]]
         newest_first = titles[titles >= 0][::-1][: 4 * LIKED_KEPT].tolist()
         return MemberView(len(ids), list(dict.fromkeys(newest_first))[:LIKED_KEPT], self.neighbours)
 

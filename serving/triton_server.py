@@ -8,7 +8,6 @@ import json
 import os
 import re
 import secrets
-import select
 import shutil
 import signal
 import socket
@@ -17,6 +16,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,6 +25,9 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
+from . import guard
+from .guard import DRAIN_SECONDS
+
 if TYPE_CHECKING:
     from tritonclient.grpc import InferenceServerClient
 
@@ -32,9 +35,10 @@ CONTROL_HEADER = "frontrow-control-key"
 """Header that carries the control key: as it is over HTTP, after `triton-grpc-protocol-` over gRPC."""
 
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
-# Whoever may load models runs code in the server; trace and logging settings name files for it to write.
-_RESTRICTED = "model-repository,trace,logging"
-_DRAIN_SECONDS = 15  # for requests in flight; tritonserver's default outlasts stop()
+# Whoever may load models runs code in the server; trace and logging settings name files for it to write, shared memory
+# names memory of this host for it to read and write.
+_RESTRICTED = "model-repository,trace,logging,shared-memory"
+_STUBS_EVERY_SECONDS = 2.0  # how often check() looks for the models' processes
 
 
 class ServerError(RuntimeError):
@@ -62,6 +66,10 @@ class ServerDied(ServerError):
         self.exit_code = exit_code
         self.log = log
         self.lines = tuple(lines)
+
+
+class ModelDied(ServerError):
+    """The server runs and says that it is ready, but a model's Python process has ended: all its requests fail."""
 
 
 @dataclass(frozen=True)
@@ -197,8 +205,9 @@ def has_nvidia_gpu() -> bool:
 class TritonServer:
     """One tritonserver, in a process group of its own; a context manager that starts and stops it.
 
-    Output is appended to `log`. Callers who send `control_key` (empty: ValueError) in CONTROL_HEADER may load
-    further models; users of this host can read it in the process list. `threads` sets the threads of OpenMP
+    Output is appended to `log`. `scratch` is a folder that is removed with the server, however either ends. Callers
+    who send `control_key` (empty: ValueError) in CONTROL_HEADER may load further models; users of this host can read
+    it in the process list. `threads` sets the threads of OpenMP
     and BLAS in each model instance: leave it out for one; for several, cores / instances avoids a fight.
     """
 
@@ -211,9 +220,12 @@ class TritonServer:
     metrics_port: int = 8002
     host: str = "127.0.0.1"
     threads: int | None = None
+    scratch: Path | None = None
     extra_args: Sequence[str] = ()
     name: str = field(default="", init=False)
     _log_start: int = field(default=0, init=False)
+    _stubs: Counter[str] = field(default_factory=Counter, init=False)
+    _looked: float = field(default=0.0, init=False)
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     _guard: socket.socket | None = field(default=None, init=False)
 
@@ -237,25 +249,27 @@ class TritonServer:
         """
         if self._guard is not None:
             raise ServerError("already started: stop() it first")
-        for service, port in self._ports.items():
-            try:
-                socket.create_server((self.host, port)).close()
-            except OSError as error:
-                place = f"port {port} on {self.host}"
-                if error.errno == errno.EADDRINUSE:
-                    raise PortInUse(f"{place} is in use: choose another with --{service}-port") from None
-                raise ServerError(f"cannot open {place} (--{service}-port): {error}") from error
+        self._check_ports()
         install = find_tritonserver()
         limits = {f"{library}_NUM_THREADS": str(self.threads) for library in ("OMP", "MKL", "OPENBLAS")}
         # Unique: neither its shared memory nor its answers can be taken for those of another run.
         self.name = f"frontrow-{os.getpid()}-{secrets.token_hex(4)}"
+        self._stubs = Counter()
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._log_start = log.tell()
             ours, theirs = socket.socketpair()
             with theirs:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", __file__, self.name, *self._command(install)],
+                    [
+                        sys.executable,
+                        "-I",
+                        "-S",
+                        guard.__file__,
+                        self.name,
+                        str(self.scratch or ""),
+                        *self._command(install),
+                    ],
                     stdin=theirs.fileno(),
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -264,19 +278,43 @@ class TritonServer:
                 )
         self._guard = ours
 
+    def _check_ports(self) -> None:
+        if len(set(self._ports.values())) < len(self._ports):
+            said = ", ".join(f"--{service}-port {port}" for service, port in self._ports.items())
+            raise ServerError(f"the server's ports must differ: {said}")
+        taken = []
+        for service, port in self._ports.items():
+            try:
+                socket.create_server((self.host, port)).close()
+            except OSError as error:
+                place = f"port {port} on {self.host}"
+                if error.errno != errno.EADDRINUSE:
+                    raise ServerError(f"cannot open {place} (--{service}-port): {error}") from error
+                taken.append(f"{place} is in use: choose another with --{service}-port")
+        if taken:
+            raise PortInUse("; ".join(taken))
+
+    @property
+    def address(self) -> str:
+        """Where this host reaches its gRPC."""
+        return f"{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.grpc_port}"
+
+    def client(self) -> InferenceServerClient:
+        """A gRPC client of this server, whatever proxy the environment names; to be closed."""
+        from tritonclient.grpc import InferenceServerClient
+
+        # gRPC's own pauses between attempts to connect grow to minutes.
+        channel_args = [("grpc.max_reconnect_backoff_ms", 100), ("grpc.enable_http_proxy", 0)]
+        return InferenceServerClient(self.address, channel_args=channel_args)
+
     def wait_ready(self, timeout_s: float, on_tick: Callable[[float], None] | None = None) -> float:
         """Waits until the server and every loaded model are ready; returns the seconds waited.
 
         Calls `on_tick` with the seconds so far, some ten times a second. Raises ServerDied, or NotReady after
         `timeout_s`; the server then still runs.
         """
-        from tritonclient.grpc import InferenceServerClient
-
-        # gRPC's own pauses between attempts to connect grow to minutes, and a proxy setting would divert it.
-        channel_args = [("grpc.max_reconnect_backoff_ms", 100), ("grpc.enable_http_proxy", 0)]
-        address = f"{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.grpc_port}"
         began = time.monotonic()
-        with InferenceServerClient(address, channel_args=channel_args) as client:
+        with self.client() as client:
             while not self._is_ready(client):
                 self.check()
                 if (waited := time.monotonic() - began) > timeout_s:
@@ -284,6 +322,7 @@ class TritonServer:
                 if on_tick is not None:
                     on_tick(waited)
                 time.sleep(0.1)
+        self._stubs = self._living_stubs()
         return time.monotonic() - began
 
     def _is_ready(self, client: InferenceServerClient) -> bool:
@@ -301,12 +340,32 @@ class TritonServer:
         return self._process.poll() if self._process else None
 
     def check(self) -> None:
-        """Raises ServerDied when the server has ended."""
+        """Raises ServerDied when the server has ended, ModelDied when a process of a model that was ready has.
+
+        Triton Server starts no such process anew, and goes on saying that the model is ready.
+        """
         code = self.poll()
         if code is not None:
             with self.log.open("rb") as log:
                 log.seek(self._log_start)
                 raise ServerDied(code, self.log, error_lines(log.read().decode(errors="replace")))
+        if self._stubs and time.monotonic() - self._looked > _STUBS_EVERY_SECONDS:
+            self._looked = time.monotonic()
+            if dead := sorted((self._stubs - self._living_stubs()).keys()):
+                raise ModelDied(
+                    f"a Python process of {', '.join(map(repr, dead))} has ended (killed, or out of memory?) and "
+                    f"Triton Server starts no other: start the server again; its log is {self.log}"
+                )
+
+    def _living_stubs(self) -> Counter[str]:
+        """How many Python processes each model loaded at the start has now."""
+        found: Counter[str] = Counter()
+        for process in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):  # it has just ended
+                program, *words = process.read_bytes().split(b"\0")
+                if program.endswith(b"triton_python_backend_stub") and words[1].startswith(self.name.encode()):
+                    found[Path(os.fsdecode(words[0])).parts[-3]] += 1
+        return Counter({model: found[model] for model in self.load})
 
     def stop(self, timeout_s: float = 20) -> None:
         """Asks the server to end, and kills its process group after `timeout_s`; nothing of it remains."""
@@ -343,7 +402,7 @@ class TritonServer:
             "--disable-auto-complete-config",
             "--exit-on-error=true",
             "--strict-readiness=true",
-            f"--exit-timeout-secs={_DRAIN_SECONDS}",
+            f"--exit-timeout-secs={DRAIN_SECONDS}",
             *(f"--{service}-port={port}" for service, port in self._ports.items()),
             *(f"--{service}-address={self.host}" for service in self._ports),
             f"--grpc-restricted-protocol={_RESTRICTED}:{CONTROL_HEADER}={self.control_key}",
@@ -362,39 +421,3 @@ def error_lines(log: str) -> list[str]:
             errors.append(line)
     causes = [e for e in errors if e.startswith("failed to load '") or "shared libraries" in e]
     return list(dict.fromkeys(causes or errors or filter(str.strip, log.splitlines())))[-5:]
-
-
-def _run_guarded(name: str, command: list[str]) -> None:
-    """This file as a program, as `TritonServer.start` runs it: forks the guard, then becomes the server.
-
-    A launcher that is killed stops nothing, so somebody else must. PR_SET_PDEATHSIG is no help: it fires when
-    the *thread* that started the server ends, and reaches neither the stubs nor their shared memory.
-    The guard waits for end-of-file on a socket whose other end the launcher holds, which comes exactly when
-    the launcher ends or lets go. Forking here, in a process of one thread, leaves no moment without a guard.
-    """
-    server = os.getpid()
-    if os.fork() == 0:
-        _guard(server, name)
-        return
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.execv(command[0], command)
-
-
-def _guard(server: int, name: str) -> None:
-    os.setsid()  # out of the group that it may have to kill
-    # The server is the guard's parent, so another parent means that the server has ended.
-    while os.getppid() == server and not select.select([0], [], [], 0.5)[0]:
-        pass
-    with suppress(ProcessLookupError):
-        if os.getppid() == server:
-            os.kill(server, signal.SIGTERM)
-        deadline = time.monotonic() + _DRAIN_SECONDS + 5
-        while os.getppid() == server and time.monotonic() < deadline:
-            time.sleep(0.05)
-        os.killpg(server, signal.SIGKILL)
-    for region in Path("/dev/shm").glob(f"{name}*"):
-        region.unlink(missing_ok=True)
-
-
-if __name__ == "__main__":
-    _run_guarded(sys.argv[1], sys.argv[2:])

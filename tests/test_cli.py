@@ -161,7 +161,7 @@ def test_export_takes_a_row_that_a_user_added(demo: tuple[Path, subprocess.Compl
         (["evaluate"], "no training run in runs/"),
         (["export", "--run", "nowhere"], "nowhere is not a training run"),
         (["serve", "--bundles", "nowhere"], "no bundle in nowhere"),
-        (["serve", "--bundle", "nowhere"], "is not a bundle"),
+        (["serve", "--bundle", "nowhere"], "nowhere does not exist"),
         (["data", "movielens-100k", "--source", "nowhere", "--folder", "x"], "nowhere holds neither"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

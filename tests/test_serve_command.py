@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 from frontrow.clients import HomepageClient, ServerUnavailable
 from frontrow.foundation.bundle import BundleError, manifest_sha256
-from frontrow.serving.serve import serve_bundle
-from frontrow.serving.triton_server import ServerDied, ServerNotFound, find_tritonserver
+from frontrow.serving.serve import WrongAnswer, prove, serve_bundle
+from frontrow.serving.triton_server import ServerDied, ServerNotFound, TritonServer, find_tritonserver
 from server_process import FRONTROW, eventually, free_ports, left_behind, options, start, wait_ready
 
 try:
@@ -76,7 +76,7 @@ MORE: list[tuple[Damage, str]] = [
     (lambda bundle: change_manifest(bundle, files=...), r"manifest\.json lists no files"),
     (lambda bundle: change_manifest(bundle, files={}), r"manifest\.json does not list"),
     (edit_the_manifest, r"manifest\.json is corrupt"),
-    (shutil.rmtree, "is not a bundle"),
+    (shutil.rmtree, "does not exist"),
 ]
 
 
@@ -207,7 +207,52 @@ def test_a_server_that_is_killed_is_told_in_clear_words_on_both_sides(tiny_bundl
     assert eventually(lambda: not left_behind(process, tmp_path)), left_behind(process, tmp_path)
 
 
-def server_pid(launcher: int) -> int:
+def test_a_model_that_is_killed_ends_the_command_whatever_proxy_is_set(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton Server stays ready for ever: a supervisor can only start anew what ends."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody there; neither launcher nor client may ask it
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    ports = free_ports()
+    process = start(tiny_bundle, tmp_path, ports)
+    wait_ready(process, tmp_path)
+    with HomepageClient(f"127.0.0.1:{ports['grpc_port']}", timeout_s=10) as client:
+        assert client.homepage(1001).rows
+    (stub,) = [s for s in processes(process.pid) if "stub" in s and "/homepage/" in s]
+    os.kill(int(stub.split()[0]), signal.SIGKILL)
+    assert process.wait(30) == 1
+    err = (tmp_path / "err").read_text()
+    assert err.startswith("frontrow: a Python process of 'homepage' has ended")
+    assert "Traceback" not in err
+    assert eventually(lambda: not left_behind(process, tmp_path)), left_behind(process, tmp_path)
+
+
+def test_a_command_that_is_killed_leaves_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
+    process = start(tiny_bundle, tmp_path, free_ports())
+    wait_ready(process, tmp_path)
+    assert list((tmp_path / "tmp").glob("frontrow-repository-*"))
+    process.kill()
+    process.wait()
+    assert eventually(lambda: not left_behind(process, tmp_path), 30), left_behind(process, tmp_path)
+
+
+def test_a_known_request_that_is_refused_is_told_in_clear_words(tmp_path: Path) -> None:
+    """Nothing serves here, and a client's own error is no message for people."""
+    server = TritonServer(
+        repository=tmp_path, load=[], log=tmp_path / "server.log", control_key="k", grpc_port=free_ports()["grpc_port"]
+    )
+    known = {"context": {"timestamp": 5}, "rows": 1, "titles": 1, "answers": [{"member_id": 1}]}
+    with pytest.raises(WrongAnswer, match=r"127\.0\.0\.1:\d+ refuses a known request: .*; its log is .*server\.log"):
+        prove(server, known)
+
+
+def processes(launcher: int) -> list[str]:
+    """'pid name command' of the processes of a launcher's server."""
     listing = subprocess.run(["ps", "-wweo", "pid=,comm=,args="], capture_output=True, text=True, check=True).stdout
-    (line,) = [s for s in listing.splitlines() if f"--id=frontrow-{launcher}-" in s and s.split()[1] == "tritonserver"]
+    return [line for line in listing.splitlines() if f"frontrow-{launcher}-" in line]
+
+
+def server_pid(launcher: int) -> int:
+    (line,) = [s for s in processes(launcher) if s.split()[1] == "tritonserver"]
     return int(line.split()[0])

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..foundation.bundle import vocabularies_by_path
-from ..foundation.events import Coded, Encoded, EventColumns, columns_from_table, encode
+from ..foundation.events import Coded, Encoded, EventColumns, EventError, columns_from_table, encode
 from ..foundation.schema import FIRST, Schema, Vocabulary
 from ..foundation.titles import Titles, encode_titles, fit_title_vocabularies
 
@@ -67,7 +67,7 @@ def write_dataset(folder: Path, events: pa.Table, titles: pa.Table) -> None:
 
 
 def load_dataset(folder: Path, schema: Schema) -> Dataset:
-    """Read, sort and encode a data set. Raises DataError or EventError naming what is wrong."""
+    """Read, sort and encode a data set. Raises DataError naming the file and what is wrong."""
     for name in ("events.parquet", "titles.parquet"):
         if not (folder / name).is_file():
             raise DataError(f"{folder / name} is missing; make it with `frontrow data movielens-100k`")
@@ -80,7 +80,10 @@ def load_dataset(folder: Path, schema: Schema) -> Dataset:
     kind, nulls = table["member_id"].type, table["member_id"].null_count
     if not pa.types.is_integer(kind) or nulls:
         raise DataError(f"{file}: column 'member_id' has type {kind} and {nulls} nulls; give int64 without nulls")
-    columns = columns_from_table(schema, table)
+    try:
+        columns = columns_from_table(schema, table)
+    except EventError as error:
+        raise DataError(f"{file}: {error}") from error
     members = table["member_id"].to_numpy().astype(np.int64)
     order = np.lexsort((columns.timestamp, members))  # stable: ties stay in file order
     columns, members = columns.take(order), members[order]

@@ -18,7 +18,7 @@ from ..foundation.bundle import Bundle, write_bundle
 from ..foundation.model import FoundationModel
 from ..foundation.row_ranker import ROW_STATISTICS, RowRanker
 from ..foundation.titles import Titles
-from ..serving.homepage import HomepageEngine, known_answers
+from ..serving.homepage import HomepageEngine, check_known, known_answers
 from ..serving.rows import RowCatalogue, RowSpec, TitleColumns, rows_to_json
 from ..serving.store import Store
 from . import row_ranking
@@ -93,11 +93,14 @@ def export_bundle(
     rows: the content of a rows.json; None for `default_rows`. weights: what the weights came from, data_set:
     what to call the data; both are kept in the manifest. Raises RowError for a row that is wrong.
     """
+    rows = rows_to_json(default_rows(data.titles), LIKED_ACTIONS) if rows is None else rows
+    plays = np.zeros(len(data.titles))  # a wrong row is told before any work begins
+    RowCatalogue(rows, TitleColumns.from_metadata(len(data.titles), data.titles.metadata, plays))
     model = model.cpu().eval()
     candidates = candidate_lists(data)
     documents = {
         "vocabularies.json": {name: v.values for name, v in data.vocabularies.items()},
-        "rows.json": rows or rows_to_json(default_rows(data.titles), LIKED_ACTIONS),
+        "rows.json": rows,
     }
     with torch.no_grad():
         vectors = model.title_vectors().float()
@@ -126,8 +129,9 @@ def export_bundle(
     store = Store(in_memory(untrained))
     ranker, row_table = _train_rows(store, data, on_epoch)
     engine = HomepageEngine(Store(in_memory(ranker)))
+    # At the time of the first event: the clock of a host that serves it may be behind the newest.
     some = [*data.member_ids[[0, len(data) // 2, -1]].tolist(), -1]
-    documents["known.json"] = known_answers(engine, some, as_of)
+    documents["known.json"] = known_answers(engine, some, int(data.events.timestamp.min()))
     members = {
         "member_ids": torch.from_numpy(data.member_ids),
         "offsets": torch.from_numpy(data.events.offsets),
@@ -142,7 +146,9 @@ def export_bundle(
         "row_ranker.safetensors": ranker.state_dict(),
     }
     full = {**manifest, "metrics": {**metrics, "rows": row_table}}
-    return write_bundle(bundles, full, documents, data.titles, tensors)
+    return write_bundle(
+        bundles, full, documents, data.titles, tensors, check=lambda path: check_known(HomepageEngine(Store.open(path)))
+    )
 
 
 def _train_rows(

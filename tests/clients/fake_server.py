@@ -22,6 +22,7 @@ class FakeServer:
 
     bundles: dict[int, dict[int, str]] = field(default_factory=lambda: {1: {7: "Amélie", 8: "Heat", 9: "Up"}})
     schema_hash: str = default_schema().hash
+    fingerprint: str = "a"
     chunk: int = 2
     fallback: str | None = None
     page_version: int | None = None
@@ -52,12 +53,13 @@ class FakeServer:
         self.closed = True
 
     def _info(self, version: int, **more: Any) -> np.ndarray:
-        info = {"bundle_version": version, "schema_hash": self.schema_hash, **more}
+        about = {"bundle_version": version, "bundle_fingerprint": self.fingerprint}
+        info = {**about, "schema_hash": self.schema_hash, **more}
         return np.array([[json.dumps(info).encode()]], np.object_)
 
     def _homepage(self) -> dict[str, np.ndarray]:
         counts = {"unknown_values": 0, "out_of_order": 0, "truncated": 0}
-        more = {"row_titles": {"3": 8}, "counts": counts, "stages_ms": {"rank": 1.5}}
+        more = {"row_titles": {"3": 8}, "pinned": [1], "counts": counts, "stages_ms": {"rank": 1.5}}
         version = self.page_version or max(self.bundles)
         return {
             "row_ids": np.array([[3, 1]], np.int64),

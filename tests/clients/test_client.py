@@ -88,12 +88,15 @@ def test_the_largest_values_are_accepted():
         ({"events": [{"timestamp": math.nan}]}, "events[0] is not JSON: Out of range float"),
         ({"events": [{"where": {"device": "\ud800"}}]}, "events[0] is not JSON"),
         ({"events": [PLAY] * (MAX_EVENTS + 1)}, "100,001 events are more than 100,000"),
+        ({"events": [{"x": "y" * 2**20}] * 33}, "events and context have 34,60"),
         ({"context": ["TV"]}, "context is ['TV'], not a mapping"),
         ({"context": {"timestamp": math.inf}}, "context is not JSON"),
         ({"exclude": 9}, "exclude is 9, not a sequence of title ids"),
         ({"exclude": [1, 2.5]}, "exclude[1] is 2.5, not an integer"),
         ({"exclude": [1, -2]}, "exclude[1] is -2, not within 0"),
         ({"exclude": [2**63]}, "exclude[0] is 9223372036854775808"),
+        ({"timeout_s": "x"}, "timeout_s is 'x', not a positive"),
+        ({"timeout_s": True}, "timeout_s is True, not a positive"),
         ({"timeout_s": 0}, "timeout_s is 0, not a positive"),
         ({"timeout_s": math.nan}, "timeout_s is nan"),
     ],
@@ -139,6 +142,7 @@ def test_the_page_as_json():
                 "row_id": 3,
                 "label": "Because you watched Heat",
                 "score": 0.5,
+                "pinned": False,
                 "titles": [
                     {"title_id": 7, "name": "Amélie", "score": 2.0, "source": "embedding"},
                     {"title_id": 9, "name": "Up", "score": 1.5, "source": "popular"},
@@ -148,6 +152,7 @@ def test_the_page_as_json():
                 "row_id": 1,
                 "label": "Popular",
                 "score": 0.25,
+                "pinned": True,
                 "titles": [{"title_id": 8, "name": "Heat", "score": 1.0, "source": "history"}],
             },
         ],
@@ -221,6 +226,23 @@ def test_a_change_of_bundles_amid_reading_does_not_mix_two_catalogues():
     server.during_catalogue = lambda: server.bundles.setdefault(2, {1: "new"})  # type: ignore[assignment]
     catalogue = HomepageClient(transport=server).catalogue()
     assert (catalogue.bundle_version, catalogue.titles) == (1, server.bundles[1])
+
+
+def test_another_bundle_under_the_same_number_brings_its_names():
+    """A bundle that was made anew, perhaps on another server."""
+    server = FakeServer(chunk=50)
+    client = HomepageClient(transport=server)
+    assert client.homepage().rows[1].titles[0].name == "Heat"
+    server.bundles, server.fingerprint = {1: {8: "Heat (1995)"}}, "b"
+    assert client.homepage().rows[1].titles[0].name == "Heat (1995)"
+    assert client.catalogue().fingerprint == "b"
+
+
+def test_two_bundles_under_one_number_do_not_mix():
+    server = FakeServer()
+    server.during_catalogue = lambda: setattr(server, "fingerprint", "b")
+    with pytest.raises(ServerFault, match="catalogue 1 was asked for, 1 answered with other content"):
+        HomepageClient(transport=server).homepage()
 
 
 def test_a_new_bundle_brings_its_names_and_two_are_kept():

@@ -275,6 +275,41 @@ def test_closing_twice_is_no_error(served: tuple[str, Servicer]):
     asyncio.run(twice())
 
 
+def test_a_closed_client_says_so(served: tuple[str, Servicer]):
+    transport = GrpcTransport(served[0])
+    transport.infer("catalogue", OFFSET, timeout_s=5)
+    transport.close()
+    with pytest.raises(InvalidRequest, match="this client is closed; make a new one"):
+        transport.infer("catalogue", OFFSET, timeout_s=5)
+
+    async def closed() -> None:
+        used = AsyncGrpcTransport(served[0])
+        await used.infer("catalogue", OFFSET, timeout_s=5)
+        for transport in (used, AsyncGrpcTransport(served[0])):
+            await transport.close()
+            with pytest.raises(InvalidRequest, match="this client is closed"):
+                await transport.infer("catalogue", OFFSET, timeout_s=5)
+
+    asyncio.run(closed())
+
+
+@pytest.mark.parametrize("url", [5, "", None], ids=repr)
+def test_what_is_no_url_is_refused(url: object):
+    for make in (HomepageClient, AsyncHomepageClient):
+        with pytest.raises(InvalidRequest, match=f"url is {url!r}; gRPC takes host:port"):
+            make(url)  # type: ignore[arg-type]
+
+
+def test_a_server_on_this_host_is_reached_whatever_proxy_is_set(
+    served: tuple[str, Servicer], monkeypatch: pytest.MonkeyPatch
+):
+    """To another host gRPC takes the proxy of the environment, as everything there does."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    GrpcTransport(served[0]).infer("catalogue", OFFSET, timeout_s=5)
+
+
 # The package
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -194,6 +195,11 @@ def test_an_edited_manifest_is_refused(copy: Path, change: Callable[[dict[str, A
         ("vectors", lambda t: t.pop("titles"), ["titles"]),
         ("vectors", lambda t: t.update(titles=t["titles"][:-1].clone()), ["titles", "119"]),
         ("vectors", lambda t: t.update(titles=t["titles"][:, :-1].clone()), ["titles", "63"]),
+        ("vectors", lambda t: t.update(titles=t["titles"].half()), ["titles", "float16", "float32"]),
+        ("vectors", lambda t: t["titles"][3].fill_(float("nan")), ["titles", "not finite"]),
+        ("members", lambda t: t.update(ids=t["ids"].float()), ["ids", "float32", "int32"]),
+        ("members", lambda t: t.update(member_ids=t["member_ids"].flip(0)), ["member_ids", "sorted"]),
+        ("members", lambda t: t.update(offsets=t["offsets"].int()), ["offsets", "int32"]),
         ("members", lambda t: t.pop("offsets"), ["offsets"]),
         ("members", lambda t: t.update(offsets=t["offsets"][:-1].clone()), ["offsets"]),
         ("members", lambda t: t.update(offsets=t["offsets"] + 1), ["offsets"]),
@@ -204,6 +210,9 @@ def test_an_edited_manifest_is_refused(copy: Path, change: Callable[[dict[str, A
         ("members", lambda t: t.update(timestamp=t["timestamp"][1:].clone()), ["timestamp"]),
         ("candidates", lambda t: t.update(popularity=t["popularity"][1:].clone()), ["popularity"]),
         ("candidates", lambda t: t.update(item_item=t["item_item"][1:].clone()), ["item_item"]),
+        ("candidates", lambda t: t.update(item_item=t["item_item"].float()), ["item_item", "float32"]),
+        ("candidates", lambda t: t.update(item_item_scores=t["item_item_scores"][:, 1:].clone()), ["item_item_scores"]),
+        ("candidates", lambda t: t.update(user_user=t["user_user"][:, 0].clone()), ["user_user"]),
         ("candidates", lambda t: t["item_item"][0].fill_(120), ["item_item"]),
         ("candidates", lambda t: t["user_user"][0].fill_(-2), ["user_user"]),
     ],
@@ -224,6 +233,7 @@ def test_content_of_another_kind_is_refused(copy: Path) -> None:
     ("file", "change"),
     [
         ("titles", lambda v: v.pop("names")),
+        ("titles", lambda v: v["names"].__setitem__(0, 7)),
         ("titles", lambda v: v["ids"].reverse()),
         ("titles", lambda v: v["ids"].__setitem__(0, 3)),
         ("titles", lambda v: v["metadata"].update(genres=["Drama"] * 120)),
@@ -237,7 +247,60 @@ def test_documents_that_do_not_fit_are_refused(copy: Path, file: str, change: Ca
     refuse(copy, f"{file}.json" if file == "titles" else "vocabularies.json")
 
 
-def write_next(bundle: Path, bundles: Path) -> Path:
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda v: v.clear(),
+        lambda v: v.update(answers=[]),
+        lambda v: v.update(titles="8"),
+        lambda v: v["context"].clear(),
+        lambda v: v["answers"][0].pop("row_scores"),
+        lambda v: v["answers"][0].update(row_scores=["high"]),
+        lambda v: v["answers"][0]["title_scores"].pop(),
+        lambda v: v["answers"].append(3),
+    ],
+)
+def test_what_are_no_known_answers_is_refused(copy: Path, change: Callable[[Any], Any]) -> None:
+    rewrite_json(copy / "known.json", change)
+    refuse(copy, "known.json", "export the bundle again")
+
+
+def test_a_path_that_is_no_bundle_is_told_from_a_folder_of_bundles(tiny_bundle: Path, tmp_path: Path) -> None:
+    refuse(tmp_path / "nowhere", "nowhere does not exist")
+    refuse(tiny_bundle.parent, f"holds bundles [1]; name one of them, or use --bundles {tiny_bundle.parent}")
+
+
+@pytest.mark.parametrize(("mask", "file_mode", "folder_mode"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700)])
+def test_others_may_read_it_as_far_as_the_umask_lets_them(
+    tiny_bundle: Path, tmp_path: Path, mask: int, file_mode: int, folder_mode: int
+) -> None:
+    before = os.umask(mask)
+    try:
+        bundle = write_next(tiny_bundle, tmp_path / "bundles")
+    finally:
+        os.umask(before)
+    assert {p.stat().st_mode & 0o777 for p in bundle.iterdir()} == {file_mode}
+    assert bundle.stat().st_mode & 0o777 == folder_mode
+
+
+def test_documents_are_written_for_people(tiny_bundle: Path) -> None:
+    """A line for each row."""
+    lines = (tiny_bundle / "rows.json").read_text().splitlines()
+    assert [json.loads(line.strip().rstrip(",")) for line in lines if "row_id" in line] == json.loads(
+        (tiny_bundle / "rows.json").read_text()
+    )["rows"]
+
+
+def test_what_does_not_pass_its_check_becomes_no_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
+    def refuse_it(path: Path) -> None:
+        raise BundleError(f"{load_bundle(path).version} answers otherwise")
+
+    with pytest.raises(BundleError, match="1 answers otherwise"):
+        write_next(tiny_bundle, tmp_path, check=refuse_it)
+    assert list(tmp_path.iterdir()) == []
+
+
+def write_next(bundle: Path, bundles: Path, **options: Any) -> Path:
     """The same bundle again, under the next number."""
     found = load_bundle(bundle)
     return write_bundle(
@@ -246,6 +309,7 @@ def write_next(bundle: Path, bundles: Path) -> Path:
         {n: json.loads((bundle / n).read_bytes()) for n in FILES if n.endswith(".json") and n != "titles.json"},
         found.titles,
         {n: load_file(bundle / n) for n in FILES if n.endswith(".safetensors")},
+        **options,
     )
 
 

@@ -16,6 +16,7 @@ from frontrow.foundation.events import (
     bucket,
     code_strings,
     columns_from_table,
+    encode,
     encode_request,
     parse_events,
     sort_in_time,
@@ -60,6 +61,47 @@ def test_extra_keys_are_ignored_and_null_is_absent() -> None:
     assert isinstance(actions, Coded)
     assert actions.codes.tolist() == [-1]
     assert parse_events(SCHEMA, [event() | {"where": None}], NOW).timestamp.tolist() == [1]
+
+
+def test_unknown_keys_are_counted_and_the_first_are_named() -> None:
+    """Keys of the public shape are known to everybody, whatever the schema reads; of nested objects only the first."""
+    counts, schema = (
+        Counts(),
+        Schema((SCHEMA.id_field, Field("region", "where.geo.region", "category", "request", 4)), ()),
+    )
+    strange = {f"key_{i}": i for i in range(20)}
+    parse_events(schema, [PUBLIC, event({"action_typ": "play"}, where={"geo": {"moon": 1}})], NOW, counts)
+    assert (counts.unknown_keys, counts.unknown) == (1, ["what.action_typ"])
+    parse_events(schema, [event(where=strange), event(where={"x" * 1000: 1})], NOW, counts)
+    assert counts.unknown_keys == 22
+    assert len(counts.unknown) == 8
+    assert max(map(len, counts.unknown)) < 100
+
+
+def test_two_fields_may_read_one_path_and_a_path_may_go_deep() -> None:
+    """The parser and a table's columns agree on both."""
+    schema = Schema(
+        (
+            SCHEMA.id_field,
+            Field("coarse", "what.price", "number", "action", 4, edges=(10,)),
+            Field("fine", "what.price", "number", "action", 4, edges=(1, 2, 10)),
+            Field("region", "where.geo.region", "category", "request", 4),
+        ),
+        (),
+    )  # fmt: skip
+    raw = [event({"price": 5}, where={"geo": {"region": "north"}}), event({"price": 50}), event(where={"geo": None})]
+    table = pa.table({"timestamp": [1, 1, 1], "what": [e["what"] for e in raw], "where": [e["where"] for e in raw]})
+    vocabularies = {"entity_id": Vocabulary([7]), "region": Vocabulary(["north"])}
+    titles, offsets = np.zeros((FIRST + 1, 0), np.int32), np.array([0, 3])
+    parsed, read = (
+        encode(schema, vocabularies, columns, offsets, titles).ids.tolist()
+        for columns in (parse_events(schema, raw, NOW), columns_from_table(schema, table))
+    )
+    assert parsed == read == [[2, 2, 4, 2], [2, 3, 5, 0], [2, 0, 0, 0]]
+    token = encode_request(schema, vocabularies, {"geo": {"region": "north"}}, NOW, None)
+    assert token.tolist() == [0, 0, 0, 2]
+    with pytest.raises(EventError, match=r"event 0: 'where.geo' is 'north'; give an object"):
+        parse_events(schema, [event(where={"geo": "north"})], NOW)
 
 
 def test_no_events_are_no_columns() -> None:
@@ -212,7 +254,7 @@ def test_request_token_has_the_context_and_no_action() -> None:
         "gap": int(bucket(gap, np.array([60.0]))[0]),
     }
     assert not token[SCHEMA.action_columns].any()
-    assert counts.unknown_by_field == {"locale": 1}
+    assert (counts.unknown_values, counts.unknown) == (1, ["context.locale 'xx'"])
     first = encode_request(SCHEMA, VOCABULARIES, {}, NOW, last_event=None)
     assert first[SCHEMA.spans["gap"][0]] == 0
 
@@ -251,8 +293,10 @@ def test_context_may_always_say_the_time() -> None:
         ({"timestamp": [1], "what.entity_id": [7], "what.duration_watched_seconds": ["3"]}, ["duration", "string"]),
         ({"timestamp": [NOW * 1000], "what.entity_id": [7]}, ["seconds"]),
         ({"timestamp": [-1], "what.entity_id": [7]}, ["seconds", "-1"]),
+        ({"timestamp": [1, 4_000_000_000], "what.entity_id": [7, 7]},
+         ["'timestamp'", "event 1", "4000000000", "in the future"]),
     ],
-)
+)  # fmt: skip
 def test_wrong_table_is_named(columns: dict[str, list[Any]], words: list[str]) -> None:
     with pytest.raises(EventError) as error:
         columns_from_table(SCHEMA, pa.table(columns))

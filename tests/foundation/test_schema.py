@@ -62,16 +62,16 @@ def test_hash_changes_with_any_change_of_a_field(change: dict[str, Any]) -> None
 
 
 def test_hash_changes_with_edges_title_fields_order_and_wire_contract(monkeypatch: pytest.MonkeyPatch) -> None:
-    number = {"kind": "number", "edges": [1, 2]}
+    number, y = {"kind": "number", "edges": [1, 2]}, {"name": "y", "path": "what.y"}
     schemas = [
-        Schema.from_dict(declare(number, {"name": "y"})),
-        Schema.from_dict(declare(number | {"edges": [1, 3]}, {"name": "y"})),
-        Schema.from_dict(declare({"name": "y"}, number)),
-        Schema.from_dict(declare(number, {"name": "y"}, title_fields=({"name": "z"},))),
+        Schema.from_dict(declare(number, y)),
+        Schema.from_dict(declare(number | {"edges": [1, 3]}, y)),
+        Schema.from_dict(declare(y, number)),
+        Schema.from_dict(declare(number, y, title_fields=({"name": "z"},))),
     ]
     hashes = {s.hash for s in schemas}
     monkeypatch.setitem(schema_module.WIRE, "homepage", WIRE["catalogue"])
-    hashes.add(Schema.from_dict(declare(number, {"name": "y"})).hash)
+    hashes.add(Schema.from_dict(declare(number, y)).hash)
     assert len(hashes) == 5
 
 
@@ -90,7 +90,24 @@ def test_hash_changes_with_edges_title_fields_order_and_wire_contract(monkeypatc
         ([{"edges": [1]}], [], ["'x'", "edges"]),
         ([{"kind": "number", "edges": [1, 1]}], [], ["'x'", "rise"]),
         ([{"kind": "number", "edges": [2, 1]}], [], ["'x'", "rise"]),
-        ([{"kind": "number", "edges": [1, float("nan")]}], [], ["'x'", "rise"]),
+        ([{"kind": "number", "edges": [1, float("nan")]}], [], ["'x'", "nan", "numbers"]),
+        ([{"kind": "number", "edges": "123"}], [], ["'x'", "'123'", "numbers"]),
+        ([{"kind": "number", "edges": [True]}], [], ["'x'", "True", "numbers"]),
+        ([{"loss_weight": float("nan")}], [], ["'x'", "loss_weight nan"]),
+        ([{"loss_weight": float("inf")}], [], ["'x'", "loss_weight inf"]),
+        ([{"loss_weight": True}], [], ["'x'", "loss_weight True"]),
+        ([{"width": 10**12}], [], ["'x'", "width 1000000000000"]),
+        ([{"width": True}], [], ["'x'", "width True"]),
+        ([{"kind": "categories", "slots": 10**9}], [], ["'x'", "slots 1000000000"]),
+        ([{"name": None}], [], ["name None"]),
+        ([{"name": 5}], [], ["name 5"]),
+        ([{"name": ""}], [], ["name ''"]),
+        ([{"path": None}], [], ["'x'", "path None"]),
+        ([{"path": "where."}], [], ["'x'", "path 'where.'"]),
+        ([{"path": "where.timestamp", "when": "request"}], [], ["'x'", "'where.timestamp'"]),
+        ([{}, {"name": "y", "kind": "id"}], [], ["exactly one"]),
+        ([{}, {"name": "y", "kind": "categories"}], [], ["'y'", "'x' reads 'what.x' too"]),
+        ([{}, {"name": "y", "path": "what.x.y"}], [], ["'x'", "'what.x.y'"]),
         ([{"kind": "number", "edges": ["low"]}], [], ["'x'", "low"]),
         ([{"path": "x"}], [], ["'x'", "what."]),
         ([{"kind": "hour"}], [], ["'x'", "timestamp", "what.x"]),
@@ -124,15 +141,16 @@ def test_title_must_be_predicted(change: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [{}, [], {"fields": [{"name": "x"}]}, {"fields": [{**TITLE, "colour": 1}]}, {"fields": 3}]
+    "data",
+    [{}, [], {"fields": [{"name": "x"}]}, {"fields": [{**TITLE, "colour": 1}]}, {"fields": 3}, {**declare(), "x": 1}],
 )
 def test_what_is_not_a_schema_is_refused(data: Any) -> None:
     with pytest.raises(SchemaError):
         Schema.from_dict(data)
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff\xfe{}"])
-def test_file_that_is_not_json_is_named(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe{}", b"[" * 100_000, b'{"fields": []}'])
+def test_file_that_is_no_schema_is_named(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "mine.json"
     file.write_bytes(content)
     with pytest.raises(SchemaError, match=r"mine\.json"):
@@ -141,7 +159,10 @@ def test_file_that_is_not_json_is_named(tmp_path: Path, content: bytes) -> None:
 
 def test_spans_are_columns_in_order_and_split_by_when_they_are_known() -> None:
     schema = Schema.from_dict(
-        declare({"name": "tags", "kind": "categories", "slots": 3}, {"name": "device", "when": "request"})
+        declare(
+            {"name": "tags", "kind": "categories", "slots": 3},
+            {"name": "device", "path": "where.device", "when": "request"},
+        )
     )
     assert schema.spans == {"title": (0, 1), "tags": (1, 4), "device": (4, 5)}
     assert schema.width == 5

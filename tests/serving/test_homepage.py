@@ -13,7 +13,8 @@ import torch
 from frontrow.foundation.bundle import BundleError
 from frontrow.foundation.schema import MAX_EVENTS
 from frontrow.kernels.folded_embedding import FoldedEmbedding
-from frontrow.serving.homepage import HomepageEngine, Page, check_known
+from frontrow.serving import homepage
+from frontrow.serving.homepage import HomepageEngine, Page, check_known, compare_known
 from frontrow.serving.requests import PageRequest, RequestError
 from frontrow.serving.store import Store
 from frontrow.training.batches import evaluation_batch
@@ -152,7 +153,12 @@ def test_a_long_history_is_read_from_its_newest_end(engine: HomepageEngine, stor
     rng = np.random.default_rng(3)
     events = [play(500 + int(t), 1_600_000_000 + 100 * i) for i, t in enumerate(rng.integers(0, 40, 10_000))]
     (page,) = pages(engine, PageRequest(events=texts(events)))
-    assert page.info["counts"] == {"unknown_values": 0, "out_of_order": 0, "truncated": 10_000 - longest}
+    assert page.info["counts"] == {
+        "unknown_values": 0,
+        "out_of_order": 0,
+        "truncated": 10_000 - longest,
+        "unknown_keys": 0,
+    }
     assert engine.counters["truncated"] == 10_000 - longest
     whole, newest = engine.prepare([PageRequest(events=texts(e)) for e in (events, events[-longest - 1 :])], NOW)
     assert not isinstance(whole, ValueError)
@@ -205,12 +211,29 @@ def test_unknown_values_are_counted_and_no_error(engine: HomepageEngine) -> None
     strange = {"timestamp": 7, "what": {"action_type": "teleport", "entity_id": 3}, "where": {"device": "fridge"}}
     (page,) = pages(engine, PageRequest(events=texts([strange, play(501, 9)]), context=b'{"device": "toaster"}'))
     assert page.info["counts"]["unknown_values"] == engine.counters["unknown_values"] == 4
+    assert page.info["unknown"] == [
+        "what.action_type 'teleport'", "what.entity_id 3", "where.device 'fridge'", "context.device 'toaster'",
+    ]  # fmt: skip
+
+
+def test_a_misspelt_key_is_counted_and_named(engine: HomepageEngine) -> None:
+    event = {"timestamp": 7, "what": {"action_typ": "play", "entity_id": 501}}
+    (page,) = pages(engine, PageRequest(events=texts([event])))
+    assert page.info["counts"]["unknown_keys"] == engine.counters["unknown_keys"] == 1
+    assert page.info["unknown"] == ["what.action_typ"]
 
 
 def test_no_title_is_left_an_empty_page(engine: HomepageEngine, store: Store) -> None:
-    (page,) = pages(engine, PageRequest(exclude=store.bundle.titles.ids, titles=5))
-    assert page.row_ids.shape == page.row_scores.shape == (0,)
-    assert page.title_ids.shape == page.title_scores.shape == page.sources.shape == (0, 5)
+    everything = [play(int(t), 100) for t in store.bundle.titles.ids]
+    for request in (
+        PageRequest(exclude=store.bundle.titles.ids, titles=5),
+        PageRequest(events=texts(everything), titles=5),
+    ):
+        (page,) = pages(engine, request)
+        assert page.row_ids.shape == page.row_scores.shape == (0,)
+        assert page.title_ids.shape == page.title_scores.shape == page.sources.shape == (0, 5)
+        assert page.info["fallback"] == "nothing_left"
+    assert engine.counters["fallback_nothing_left"] == 2
 
 
 def test_the_largest_page_is_as_much_as_there_is(engine: HomepageEngine, store: Store) -> None:
@@ -218,6 +241,22 @@ def test_the_largest_page_is_as_much_as_there_is(engine: HomepageEngine, store: 
     assert len(page.row_ids) < len(store.rows)
     assert page.title_ids.shape[1] == 500
     assert len(shown(page)) == len(set(shown(page))) <= store.title_count
+
+
+def test_a_pinned_row_is_full_though_its_titles_are_not_among_the_candidates(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its titles are unpopular, and only ten candidates are drawn; those it lacks come by popularity."""
+    monkeypatch.setattr(homepage, "CANDIDATES", 10)
+    where = {"where": "popularity < 0.2", "min_titles": 4, "max_titles": 6}
+    without, pinned = with_rows(store, where, {}), with_rows(store, {**where, "pin": 0}, {})
+    request = PageRequest(1003, rows=5, titles=20)
+    assert 0 not in pages(without, request)[0].row_ids
+    (page,) = pages(pinned, request)
+    assert page.row_ids[0] == 0
+    assert int((page.title_ids[0] >= 0).sum()) == 6
+    assert page.info["pinned"] == [0]
+    assert not seen_by(store, 1003) & set(shown(page))
 
 
 # --- Seen, excluded, liked ---
@@ -289,6 +328,20 @@ def test_more_events_than_the_limit_are_refused_unread(engine: HomepageEngine) -
         raise refused  # type: ignore[misc]
 
 
+def test_more_bytes_than_the_limit_are_refused_unread(engine: HomepageEngine) -> None:
+    long = [b" " * 2**20] * 33
+    for request, words in (
+        (PageRequest(events=long), f"events and context have {33 * 2**20} bytes; give at most {32 * 2**20}"),
+        (PageRequest(context=long[0] * 33), "events and context have"),
+        (PageRequest(experiment="x" * 257), "experiment has 257 characters; give at most 256"),
+        (PageRequest(surface="x" * 2**20), "surface has 1048576 characters"),
+    ):
+        (refused,) = engine.pages([request], NOW)
+        with pytest.raises(RequestError, match=words):
+            raise refused  # type: ignore[misc]
+    assert pages(engine, PageRequest(experiment="x" * 256))[0].info["experiment"] == "x" * 256
+
+
 def test_only_bad_requests_is_only_refusals(engine: HomepageEngine) -> None:
     answers = engine.pages([bad.page_request() for bad in BAD_REQUESTS[:5]], NOW)
     assert all(isinstance(answer, ValueError) for answer in answers)
@@ -307,6 +360,15 @@ def test_a_bundle_that_answers_its_known_requests_differently_is_not_served(engi
     member = known["answers"][1]["member_id"]
     with pytest.raises(BundleError, match=rf"answered differently: member {member}: title_scores is off by 0\.5"):
         check_known(engine)
+
+
+def test_an_empty_page_may_be_a_known_answer(engine: HomepageEngine) -> None:
+    """JSON keeps no shape of an empty list."""
+    empty = {"member_id": 1000, "row_scores": [], "title_scores": []}
+    known = {"rows": 10, "titles": 8, "context": {"timestamp": 5}, "answers": [empty]}
+    nothing = np.zeros(0, np.float32), np.zeros((0, 8), np.float32)
+    assert compare_known(known, [nothing]) is None
+    assert "row_scores has shape (1,)" in str(compare_known(known, [(np.ones(1), np.ones((1, 8)))]))
 
 
 def test_the_stages_alone_refuse_what_does_not_fit(engine: HomepageEngine) -> None:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from frontrow.foundation.titles import Titles
 from frontrow.serving.homepage import HomepageEngine, PageRequest
-from frontrow.serving.rows import Eligibility, MemberView, RowCatalogue, RowError, RowSpec, TitleColumns
+from frontrow.serving.rows import Eligibility, MemberView, RowCatalogue, RowError, RowSpec, TitleColumns, read_rows
 from frontrow.serving.store import Store
 
 YEAR = [1979, 1980, None, 1989, 1990, 2024, 2023, 1985]
 LANGUAGE = ["ja", "en", "ja", None, "en", "fr", "ja", ""]
 GENRES = [["Comedy"], [], None, ["Comedy", "Drama"], ["Drama"], ["Horror"], ["Comedy"], ["Drama"]]
+KIDS = [True, None, False, True, None, False, True, False]
 PLAYS = [5, 1, 9, 2, 0, 7, 3, 3]
 N = len(YEAR)
 COLUMNS = TitleColumns.from_metadata(
-    N, {"year": YEAR, "language": LANGUAGE, "genres": GENRES}, np.array(PLAYS, np.int64)
+    N, {"year": YEAR, "language": LANGUAGE, "genres": GENRES, "kids": KIDS}, np.array(PLAYS, np.int64)
 )
 
 
@@ -39,6 +42,12 @@ def qualifies(text: str, member: MemberView | None = None) -> list[int]:
         ("not year < 1985", lambda i: YEAR[i] is not None and not YEAR[i] < 1985),
         ("not 1980 <= year < 1990", lambda i: YEAR[i] is not None and not 1980 <= YEAR[i] < 1990),
         ("year >= latest_year - 1", lambda i: YEAR[i] is not None and YEAR[i] >= 2023),
+        ("-year < -1989", lambda i: YEAR[i] is not None and YEAR[i] > 1989),
+        ("year > -5", lambda i: YEAR[i] is not None),
+        ("kids", lambda i: KIDS[i] is True),
+        ("not kids", lambda i: KIDS[i] is False),
+        ("kids == True", lambda i: KIDS[i] is True),
+        ("kids != True", lambda i: KIDS[i] is False),
         ("year + 1 > 1990 - 4.5", lambda i: YEAR[i] is not None and YEAR[i] + 1 > 1985.5),
         ('language == "ja"', lambda i: LANGUAGE[i] == "ja"),
         ('language != "ja"', lambda i: LANGUAGE[i] is not None and LANGUAGE[i] != "ja"),
@@ -156,7 +165,10 @@ def catalogue(*rows: dict[str, Any]) -> RowCatalogue:
         "year % 2 == 0",
         "year * 2 > 1",
         "2 ** 99 > year",
-        "-year < 0",
+        "-language < 0",
+        "kids + 1 > 0",
+        "kids == 1",
+        "language == True",
         "year is None",
         "language == None",
         "year > " + "9" * 400,
@@ -212,7 +224,10 @@ def test_an_unknown_column_is_answered_with_those_there_are() -> None:
         ({"first": 501}, "first 501"),
         ({"first": "501"}, "first '501'"),
         ({"first": [-1]}, r"first \[-1\]"),
-        ({"colour": "red"}, "colour"),
+        (
+            {"colour": "red"},
+            r"row number 2 \('Row 1'\) has the key 'colour'; a row's keys are row_id, label, where, seen",
+        ),
     ],
     ids=str,
 )
@@ -226,19 +241,42 @@ def test_a_row_id_is_used_once() -> None:
         catalogue({"row_id": 4}, {"row_id": 5}, {"row_id": 4})
 
 
-@pytest.mark.parametrize("data", [None, [], {}, {"rows": []}, {"liked_actions": [], "rows": [7]}, {"rows": None}])
-def test_a_file_that_is_no_row_catalogue_is_refused(data: Any) -> None:
-    with pytest.raises(RowError, match=r"rows\.json"):
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (None, "None is no row catalogue; give {"),
+        ([], r"\[\] is no row catalogue"),
+        ({}, r"{} is no row catalogue"),
+        ({"rows": []}, "is no row catalogue"),
+        ({"liked_actions": [], "rows": [], "x": 1}, "is no row catalogue"),
+        ({"liked_actions": [], "rows": [7]}, "row number 1 is 7; give an object with row_id, label, where"),
+        ({"liked_actions": [], "rows": []}, r"rows is \[\]; .* one at least"),
+        ({"liked_actions": [], "rows": None}, "rows is None"),
+        ({"liked_actions": "play", "rows": [7]}, "liked_actions is 'play'; give a list"),
+        ({"liked_actions": [5], "rows": [7]}, r"liked_actions is \[5\]; give a list"),
+    ],
+)
+def test_what_is_no_row_catalogue_is_refused(data: Any, words: str) -> None:
+    with pytest.raises(RowError, match=words):
         RowCatalogue(data, COLUMNS)
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"{", "cannot be read as JSON"), (b"\xff", "cannot be read as JSON"), (b"[" * 100_000, "cannot be read as JSON"),
+     (b"[]", "is no row catalogue"), (None, "cannot be read as JSON: .*No such file")],
+)  # fmt: skip
+def test_a_file_of_rows_is_named_by_the_name_it_was_given(tmp_path: Path, content: bytes | None, words: str) -> None:
+    file = tmp_path / "mine.json"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(RowError, match=rf"mine\.json.*{words}"):
+        read_rows(file, Titles(np.array([5, 6]), ["a", "b"], {}))
+
+
 def test_a_row_without_an_expression_is_refused() -> None:
-    with pytest.raises(RowError, match="'where'"):
+    with pytest.raises(RowError, match=r"row number 1 \('No titles said'\) lacks 'where'"):
         RowCatalogue({"liked_actions": [], "rows": [{"row_id": 1, "label": "No titles said"}]}, COLUMNS)
-
-
-def test_no_rows_are_a_catalogue() -> None:
-    assert catalogue().masks(MemberView(0, (), lambda t: np.empty(0, int)), np.arange(3)).shape == (0, 3)
 
 
 # --- Whoever wants another row adds a line ---

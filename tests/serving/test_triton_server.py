@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,12 +18,14 @@ from typing import TypedDict
 
 import numpy as np
 import pytest
-from frontrow.serving import triton_server
+from frontrow.serving import guard, triton_server
 from frontrow.serving.triton_server import (
     CONTROL_HEADER,
+    ModelDied,
     NotReady,
     PortInUse,
     ServerDied,
+    ServerError,
     ServerNotFound,
     TritonServer,
     error_lines,
@@ -128,7 +132,7 @@ def eventually(condition: Callable[[], bool], seconds: float = 10) -> bool:
 
 def has_guard(name: str) -> bool:
     listing = subprocess.run(["ps", "-wweo", "args="], capture_output=True, text=True, check=True).stdout
-    return f"{triton_server.__file__} {name} " in listing
+    return f"{guard.__file__} {name} " in listing
 
 
 # --- A server that runs ---
@@ -150,6 +154,53 @@ def test_model_control_needs_the_key(running: Started) -> None:
             client.load_model("echo")
         client.load_model("echo", headers={f"triton-grpc-protocol-{CONTROL_HEADER}": server.control_key})
         assert client.is_model_ready("echo", "7")
+
+
+def test_shared_memory_of_the_host_needs_the_key_too(running: Started) -> None:
+    with grpc.InferenceServerClient(f"127.0.0.1:{running[1]['grpc_port']}") as client:
+        with pytest.raises(grpc.InferenceServerException, match="restricted"):
+            client.register_system_shared_memory("mine", "/mine", 64)
+        with pytest.raises(grpc.InferenceServerException, match="restricted"):
+            client.get_system_shared_memory_status()
+    url = f"http://127.0.0.1:{running[1]['http_port']}/v2/systemsharedmemory/status"
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(url, timeout=10)
+
+
+def test_a_model_whose_process_is_killed_is_noticed(repository: Path, tmp_path: Path, ports: Ports) -> None:
+    """Triton Server itself goes on saying that it is ready."""
+    server = TritonServer(repository=repository, load=["echo"], log=tmp_path / "log", control_key="k", **ports)
+    with server:
+        server.wait_ready(30)
+        server.check()
+        (stub,) = [int(p.parent.name) for p in Path("/proc").glob("[0-9]*/cmdline") if is_stub(p, server.name)]
+        os.kill(stub, signal.SIGKILL)
+        time.sleep(triton_server._STUBS_EVERY_SECONDS + 0.5)
+        with pytest.raises(ModelDied, match=r"a Python process of 'echo' has ended .* its log is"):
+            server.check()
+        assert server.poll() is None
+
+
+def is_stub(cmdline: Path, name: str) -> bool:
+    try:
+        words = cmdline.read_bytes()
+    except OSError:
+        return False
+    return b"python_backend_stub" in words.split(b"\0")[0] and name.encode() in words
+
+
+def test_every_taken_port_is_named_and_ports_that_are_the_same(
+    running: Started, repository: Path, tmp_path: Path
+) -> None:
+    def start(**ports: int) -> None:
+        TritonServer(repository=repository, load=["echo"], log=tmp_path / "log", control_key="k", **ports).start()
+
+    taken = running[1]
+    both = rf"port {taken['grpc_port']} .*--grpc-port; port {taken['http_port']} .*--http-port$"
+    with pytest.raises(PortInUse, match=both):
+        start(**{**free_ports(), "grpc_port": taken["grpc_port"], "http_port": taken["http_port"]})
+    with pytest.raises(ServerError, match="ports must differ: --grpc-port 8001, --http-port 8001, --metrics-port 8002"):
+        start(http_port=8001)
 
 
 def test_a_taken_port_is_named_with_its_option(running: Started, repository: Path, tmp_path: Path) -> None:

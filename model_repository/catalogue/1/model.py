@@ -17,6 +17,7 @@ class TritonPythonModel:
         self.ids, self.names = bundle.titles.ids, [name.encode() for name in bundle.titles.names]
         info = {
             "bundle_version": bundle.version,
+            "bundle_fingerprint": bundle.fingerprint,
             "schema_hash": bundle.schema.hash,
             "titles": len(self.ids),
             "rows": [{"row_id": row["row_id"], "label": row["label"]} for row in bundle.rows["rows"]],
