@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from .embedding import EventEmbedding, TitleTower
 from .heads import Heads
-from .schema import ABSENT, Schema
+from .schema import ABSENT, FIRST, UNKNOWN, Schema
 from .transformer import Transformer
+
+VALUE_DROPOUT = 0.02  # share of the values that training reads as unknown, so that an unknown one has a meaning
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,9 @@ class FoundationModel(nn.Module):
 
     def hidden(self, tokens: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
         """tokens int32 [T, C], offsets int64 [B+1] → (final hidden [T, M], state of `state_layer` [T, M])."""
+        if self.training:
+            dropped = (tokens >= FIRST) & (torch.rand(tokens.shape, device=tokens.device) < VALUE_DROPOUT)
+            tokens = tokens.masked_fill(dropped, UNKNOWN)
         if self.training and self.config.request_dropout:
             tokens = self.drop_request_fields(tokens, offsets)
         x = nnf.dropout(self.events(tokens), self.config.dropout, self.training)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..foundation.events import offset_tokens
+from ..foundation.schema import FIRST
 from .data import Dataset
 
 Part = Literal["validation", "test"]
@@ -48,6 +49,17 @@ def trained_titles(data: Dataset) -> np.ndarray:
     index = data.title_indices()
     found = np.zeros(len(data.titles), bool)
     found[index[training_events(data) & (index >= 0)]] = True
+    return found
+
+
+def trained_values(data: Dataset) -> dict[str, np.ndarray]:
+    """bool [V] by event field: the ids that training reads; for titles those that training events are about."""
+    tokens = offset_tokens(data.schema, data.events.ids, data.events.offsets)[training_events(data)]
+    found: dict[str, np.ndarray] = {}
+    for f in data.schema.fields:
+        found[f.name] = np.zeros(data.sizes[f.name] if f.has_vocabulary else f.fixed_size(), bool)
+        found[f.name][tokens[:, slice(*data.schema.spans[f.name])]] = True
+    found[data.schema.id_field.name][FIRST:] = trained_titles(data)
     return found
 
 

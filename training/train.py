@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..foundation.model import FoundationModel, ModelConfig
-from .batches import evaluated_members, trained_titles, training_batches
+from .batches import evaluated_members, trained_titles, trained_values, training_batches
 from .data import Dataset
 from .evaluate import ranking_metrics, ranks_of_targets
 
@@ -103,6 +103,7 @@ def train(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98)
     )
     run_dir.mkdir(parents=True, exist_ok=True)
+    trained = {name: torch.from_numpy(values) for name, values in trained_values(data).items()}
     state = _State()
     if resume and (run_dir / "checkpoint.pt").is_file():
         state = _load_checkpoint(run_dir / "checkpoint.pt", model, optimizer, rank, config)
@@ -135,6 +136,7 @@ def train(
                 sums[name] = sums.get(name, 0.0) + loss.item()
             means = {name: s / done for name, s in sums.items()}
             on_progress(Progress(state.epoch, done, len(batches), means))
+        model.events.fill_untrained(trained)
         validation = _validate(model, data, rank, world)
         state.epoch += 1
         if validation["ndcg@10"] > state.best:
