@@ -23,6 +23,7 @@ from ..serving.rows import RowCatalogue, RowSpec, TitleColumns, rows_to_json
 from ..serving.store import Store
 from . import row_ranking
 from .baselines import NEIGHBOURS, interactions, item_similarity, keep_largest, user_similarity
+from .batches import training_events
 from .data import Dataset
 
 LIKED_ACTIONS = ("like", "love", "add", "play", "complete", "rate_4", "rate_5")
@@ -55,10 +56,11 @@ def default_rows(titles: Titles) -> list[RowSpec]:
     return sorted(rows, key=lambda r: r.row_id)
 
 
-def candidate_lists(data: Dataset) -> dict[str, Tensor]:
+def candidate_lists(data: Dataset, events: np.ndarray | None = None) -> dict[str, Tensor]:
     """popularity int64 [N] (members who played each title); item_item int32 [N, 50] nearest titles, best first, −1
-    padded, with item_item_scores float32; user_user int32 [B, 200] unseen titles, best first, −1 padded."""
-    matrix = interactions(data, np.ones(len(data.events.ids), bool))
+    padded, with item_item_scores float32; user_user int32 [B, 200] unseen titles, best first, −1 padded; of the events
+    in bool [T], by default all."""
+    matrix = interactions(data, np.ones(len(data.events.ids), bool) if events is None else events)
     similarity = item_similarity(matrix)
     near, scores = _largest(similarity, NEIGHBOURS)
     taste = keep_largest(user_similarity(matrix)) @ matrix
@@ -113,7 +115,7 @@ def export_bundle(
         "as_of": as_of,
     }
 
-    def in_memory(ranker: RowRanker) -> Bundle:
+    def in_memory(ranker: RowRanker, candidates: dict[str, Tensor]) -> Bundle:
         return Bundle(
             path=bundles, version=0, manifest=manifest, schema=data.schema, vocabularies=data.vocabularies,
             titles=data.titles, title_ids=data.title_ids, weights=model.state_dict(), vectors=vectors,
@@ -121,9 +123,11 @@ def export_bundle(
             row_ranker=ranker.state_dict(), rows=documents["rows.json"], known=None,
         )  # fmt: skip
 
-    store = Store(in_memory(untrained))
+    # The served lists know all events. The ranker is trained and measured on rows made of training events alone: else
+    # popularity and neighbours give the held-out titles away (measured: an AUC of 0.705 in place of 0.7035).
+    store = Store(in_memory(untrained, candidate_lists(data, training_events(data))))
     ranker, row_table = _train_rows(store, data, on_epoch)
-    engine = HomepageEngine(Store(in_memory(ranker)))
+    engine = HomepageEngine(Store(in_memory(ranker, candidates)))
     some = [*data.member_ids[[0, len(data) // 2, -1]].tolist(), -1]
     documents["known.json"] = known_answers(engine, some, as_of)
     members = {
