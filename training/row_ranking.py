@@ -157,7 +157,37 @@ def train_row_ranker(
             best, kept = quality, {k: v.clone() for k, v in ranker.state_dict().items()}
         on_epoch(epoch + 1, epochs)
     ranker.load_state_dict(kept)
-    return ranker.eval()
+    return calibrate(ranker.eval(), validation, row_ids, features)
+
+
+def calibrate(ranker: RowRanker, validation: Moments, row_ids: Tensor, features: Tensor) -> RowRanker:
+    """Stretch and shift the logits so that they are probabilities of moments the model was not trained on (Platt 1999).
+
+    Titles of training events stand further ahead than later ones do: without this the scores are a third too high.
+    The order of rows stays as it is. Measured on MovieLens-100K, test: predicted 0.088 before, 0.073 after, happened
+    0.066; training on validation moments themselves is better calibrated but ranks worse (AUC 0.690 for 0.7035).
+    """
+    happened = validation.relevant[validation.shown].float()
+    if not 0 < happened.sum() < len(happened):
+        return ranker
+    logits = row_scores(ranker, validation, row_ids, features)[validation.shown]
+    fitted = torch.zeros(2, requires_grad=True)  # log of the stretch, which so stays above 0; shift
+    optimizer = torch.optim.LBFGS([fitted], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        wrong = nnf.binary_cross_entropy_with_logits(logits * fitted[0].exp() + fitted[1], happened)
+        wrong = wrong + 1e-3 * fitted.square().sum()  # rows that are always right would ask for an endless stretch
+        wrong.backward()
+        return wrong
+
+    optimizer.step(loss)
+    stretch, shift = fitted[0].exp().item(), fitted[1].item()
+    with torch.no_grad():
+        for parameter in (ranker.down.weight, ranker.down.bias, ranker.bias.weight, ranker.bias.bias):
+            parameter.mul_(stretch)
+        ranker.bias.bias.add_(shift)
+    return ranker
 
 
 @torch.no_grad()
@@ -192,12 +222,17 @@ def evaluate_rows(
     ranker: RowRanker, train: Moments, test: Moments, row_ids: Tensor, features: Tensor, row_plays: Tensor
 ) -> dict[str, dict[str, float | None]]:
     """The row ranker against rows by popularity (mean plays of their titles [R]), by size, and by how often each was
-    relevant in training; None where no moment can tell."""
-    count = len(test.state)
+    relevant in training; None where no moment can tell. Of the ranker also its calibration: over all rows that could
+    be shown the mean predicted probability, and how often the row was relevant."""
+    count, scores = len(test.state), row_scores(ranker, test, row_ids, features)
     size = features[:, -3]
     usual = (train.relevant & train.shown).float().mean(0)
     table = {
-        "row_ranker": row_metrics(row_scores(ranker, test, row_ids, features), test),
+        "row_ranker": row_metrics(scores, test)
+        | {
+            "predicted": float(scores.sigmoid()[test.shown].mean()),
+            "happened": float(test.relevant[test.shown].float().mean()),
+        },
         "by_popularity": row_metrics(row_plays.expand(count, -1), test),
         "by_size": row_metrics(size.expand(count, -1), test),
         "by_training_relevance": row_metrics(usual.expand(count, -1), test),
