@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -70,6 +70,8 @@ def evaluated_members(data: Dataset) -> np.ndarray:
 
 def target_positions(data: Dataset, members: np.ndarray, part: Part) -> np.ndarray:
     """Index into `data.events` of each member's held-out event, int64."""
+    if part not in get_args(Part):
+        raise ValueError(f"part is {part!r}; give test or validation")
     return data.events.offsets[members + 1] - (1 if part == "test" else 2)
 
 
