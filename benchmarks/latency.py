@@ -8,7 +8,7 @@ history is stored; an anonymous member whose 200 events come along; and a stored
 
 from __future__ import annotations
 
-import sys
+import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -84,4 +84,10 @@ def events_of(bundle: Any, member_id: int) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else newest_bundle(Path("bundles")))
+    parser = argparse.ArgumentParser(
+        prog="python -m frontrow.benchmarks.latency",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE", help="default: the newest in bundles/")
+    main(parser.parse_args().bundle or newest_bundle(Path("bundles")))

@@ -117,18 +117,10 @@ def data(
     with show.waiting(errors, f"{name.value} {origin}", quiet=as_json):
         fetch_movielens_100k(folder, source)
         dataset = load_dataset(folder, default_schema())
-    found = {
-        "folder": str(folder),
-        "members": len(dataset),
-        "titles": len(dataset.titles),
-        "events": len(dataset.events.ids),
-        "fingerprint": dataset.fingerprint,
-    }
     if as_json:
-        _print_json(found)
+        _print_json({"folder": str(folder), **dataset.counts, "fingerprint": dataset.fingerprint})
     else:
-        counts = f"{found['events']:,} events of {found['members']:,} members about {found['titles']:,} titles"
-        console.print(f"{folder}: {counts}, {origin}", soft_wrap=True)
+        console.print(f"{folder}: {show.counts(dataset.counts)}, {origin}", soft_wrap=True)
 
 
 @app.command()
@@ -150,29 +142,32 @@ def train(
     """
     from ..foundation.schema import Schema, default_schema
     from ..training.data import load_dataset
-    from ..training.runs import train_run
+    from ..training.runs import best_epoch, train_run
     from ..training.train import is_first_process
 
     console.quiet = errors.quiet = others = not is_first_process()
-    if (run / "finished").is_file() and not (resume or overwrite):
-        raise ValueError(f"{run} is a finished run: name another with --run, or replace it with --overwrite")
     dataset = load_dataset(data, Schema.load(schema) if schema else default_schema())
     config = train_config(epochs, seed)
+    if not as_json:
+        console.print(f"{data}: {show.counts(dataset.counts)}", soft_wrap=True, highlight=False)
     last: dict[str, Any] = {"epoch": -1, "losses": {}, "validation": {}}
     try:
         with show.training_bar(errors, config.epochs, last, quiet=as_json or others) as on_progress:
             errors.quiet = False  # from here on one process may fail alone
-            train_run(run, data, dataset, config, on_progress, resume)
+            train_run(run, data, dataset, config, on_progress, resume, overwrite)
     except KeyboardInterrupt:
         errors.quiet, go_on = others, (run / "checkpoint.pt").is_file()
         errors.print("stopped; go on with --resume" if go_on else "stopped before the first epoch ended")
         raise typer.Exit(130) from None
-    result = {"run": str(run), "epochs": last["epoch"] + 1, "losses": last["losses"], "validation": last["validation"]}
-    if as_json and not others:
-        _print_json(result)
-    elif not as_json:
-        best = show.metrics(result["validation"])
-        console.print(f"{run}: best weights, metrics.csv, curves.png; last validation {best}", soft_wrap=True)
+    if others:
+        return
+    best = best_epoch(run)
+    if as_json:
+        _print_json({"run": str(run), **best})
+    else:
+        done = "trained" if last["epoch"] >= 0 else "is trained already"
+        text = f"{run} {done}: best weights of epoch {best['epoch']:.0f}, {show.metrics(best)}; metrics.csv, curves.png"
+        console.print(text, soft_wrap=True, highlight=False)
 
 
 def train_config(epochs: int | None, seed: int) -> Any:

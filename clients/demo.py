@@ -34,7 +34,8 @@ def run_demo(
             console.print(f"{run} is trained on this data already")
         else:
             with show.training_bar(errors, config.epochs) as on_progress:
-                train_run(run, DATA, dataset, config, on_progress, resume=can_resume(run, dataset, config))
+                again = can_resume(run, dataset, config)
+                train_run(run, DATA, dataset, config, on_progress, resume=again, overwrite=not again)
     with _stage("evaluation and bundle"):
         made_of = read_manifest(newest_bundle(bundles)).get("weights") if bundle_versions(bundles) else None
         if made_of == weights_fingerprint(run) and (run / "evaluation.json").is_file():

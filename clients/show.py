@@ -92,6 +92,13 @@ def metrics(values: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.4f}" for name, value in values.items())
 
 
+def counts(of: Mapping[str, int]) -> str:
+    """What a data set holds, in a line."""
+    lost = of["events_without_title"]
+    without = f"; {lost:,} events are about titles that titles.parquet lacks" if lost else ""
+    return f"{of['events']:,} events of {of['members']:,} members about {of['titles']:,} titles{without}"
+
+
 def evaluation(console: Console, run: Path, table: Mapping[str, Any]) -> None:
     """The model and the baselines, a line each."""
     lines = {name: table[name] for name in ("model", "model_without_request_fields")} | table["baselines"]

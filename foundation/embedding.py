@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..kernels.event_embedding import event_embedding
 from ..kernels.folded_embedding import FoldedEmbedding, fold
-from .schema import FIRST, UNKNOWN, Field, Schema
+from .schema import ABSENT, FIRST, UNKNOWN, Field, Schema
 
 
 def table_size(f: Field, sizes: Mapping[str, int]) -> int:
@@ -66,6 +66,17 @@ class EventEmbedding(nn.Module):
     def table(self, name: str) -> Tensor:
         """The table [V, width] of the field of that name."""
         return self.tables[self.names.index(name)]
+
+    @torch.no_grad()
+    def fill_untrained(self, trained: Mapping[str, Tensor]) -> None:
+        """Give the values that training never read, bool [V] by field name, the meaning of an unknown one, and where it
+        read none of a field, let an unknown one mean no more than an absent one."""
+        for name, table, (start, stop) in zip(self.names, self.tables, self.spans, strict=True):
+            read = trained[name].to(table.device)
+            if not read[FIRST:].any():
+                # Of a field of several columns absent ones are left out of the mean: nothing at all is zeros.
+                table[UNKNOWN] = table[ABSENT] if stop - start == 1 else 0.0
+            table[FIRST:] = torch.where(read[FIRST:, None], table[FIRST:], table[UNKNOWN])
 
 
 class TitleTower(nn.Module):

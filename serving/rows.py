@@ -32,6 +32,7 @@ import numpy as np
 from ..foundation.titles import Titles
 
 _DYNAMIC = ("history_length", "similar_to_liked")
+RESERVED = ("popularity", "latest_year", *_DYNAMIC)  # no column of title metadata may have these names
 _LONGEST_EXPRESSION = 1000  # characters; keeps the parser and the evaluation off the end of the stack
 _COMPARE = {
     ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge, ast.Eq: operator.eq,

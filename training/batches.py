@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..foundation.events import offset_tokens
+from ..foundation.schema import FIRST
 from .data import Dataset
 
 Part = Literal["validation", "test"]
@@ -51,6 +52,17 @@ def trained_titles(data: Dataset) -> np.ndarray:
     return found
 
 
+def trained_values(data: Dataset) -> dict[str, np.ndarray]:
+    """bool [V] by event field: the ids that training reads; for titles those that training events are about."""
+    tokens = offset_tokens(data.schema, data.events.ids, data.events.offsets)[training_events(data)]
+    found: dict[str, np.ndarray] = {}
+    for f in data.schema.fields:
+        found[f.name] = np.zeros(data.sizes[f.name] if f.has_vocabulary else f.fixed_size(), bool)
+        found[f.name][tokens[:, slice(*data.schema.spans[f.name])]] = True
+    found[data.schema.id_field.name][FIRST:] = trained_titles(data)
+    return found
+
+
 def evaluated_members(data: Dataset) -> np.ndarray:
     """Member indices int64 that have a test and a validation target."""
     return np.flatnonzero(np.diff(data.events.offsets) > HELD_OUT)
@@ -58,6 +70,8 @@ def evaluated_members(data: Dataset) -> np.ndarray:
 
 def target_positions(data: Dataset, members: np.ndarray, part: Part) -> np.ndarray:
     """Index into `data.events` of each member's held-out event, int64."""
+    if part not in get_args(Part):
+        raise ValueError(f"part is {part!r}; give test or validation")
     return data.events.offsets[members + 1] - (1 if part == "test" else 2)
 
 

@@ -1,20 +1,20 @@
 """Leave-one-out evaluation over the full catalogue, for the model and for the baselines alike.
 
-The held-out title is ranked against every title the member has not seen; ties count against it. Metrics are means
-over all evaluated members.
+The held-out title is ranked against every title the member has not seen; ties go to the smaller id, as on the page.
+Metrics are means over all evaluated members.
 Shape letters: B members, N titles, T events.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
 from ..foundation.model import FoundationModel
-from .baselines import item_item_scores, popularity_scores, user_user_scores
+from .baselines import TooLarge, item_item_scores, popularity_scores, user_user_scores
 from .batches import Part, evaluated_members, evaluation_batch, target_positions, training_events
 from .data import Dataset
 
@@ -67,8 +67,9 @@ def ranks_of_targets(model: FoundationModel, data: Dataset, part: Part, with_req
 
 def _ranks(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """A target outside the catalogue, or with a NaN score, comes last."""
-    own = scores[np.arange(len(targets)), targets]
-    ranks = (~(scores < own[:, None])).sum(1) - 1
+    own = scores[np.arange(len(targets)), targets][:, None]
+    behind = (scores < own) | ((scores == own) & (np.arange(scores.shape[1]) > targets[:, None]))
+    ranks = (~behind).sum(1) - 1
     return np.where(targets < 0, scores.shape[1], ranks)
 
 
@@ -110,19 +111,26 @@ def evaluate_scorer(score: Scorer, data: Dataset, part: Part) -> dict[str, float
 
 
 def evaluate(model: FoundationModel, data: Dataset, part: Part = "test") -> dict[str, Any]:
-    """The table of model and baselines on one split: {"model", "model_without_request_fields", "baselines": {name}}.
+    """The table of model and baselines on one split: {"model", "model_without_request_fields", "baselines": {name},
+    "left_out": {name of a baseline: why}}.
 
     Request-time fields tell the model when the next event happens, so quality is given with and without them.
     """
-    baselines: Mapping[str, Scorer] = {
-        "popularity": popularity_scores(data, part),
-        "item_item_cf": item_item_scores(data, part),
-        "user_user_cf": user_user_scores(data, part),
-    }
+    baselines, left_out = {}, {}
+    for name, scores in (
+        ("popularity", popularity_scores),
+        ("item_item_cf", item_item_scores),
+        ("user_user_cf", user_user_scores),
+    ):
+        try:
+            baselines[name] = evaluate_scorer(scores(data, part), data, part)
+        except TooLarge as error:
+            left_out[name] = str(error)
     return {
         "part": part,
         "members": len(evaluated_members(data)),
         "model": evaluate_scorer(model_scorer(model, data, part, True), data, part),
         "model_without_request_fields": evaluate_scorer(model_scorer(model, data, part, False), data, part),
-        "baselines": {name: evaluate_scorer(score, data, part) for name, score in baselines.items()},
+        "baselines": baselines,
+        "left_out": left_out,
     }

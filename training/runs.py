@@ -17,7 +17,7 @@ from typing import Any
 from ..foundation.model import FoundationModel, ModelConfig
 from ..foundation.schema import Schema
 from .data import Dataset, load_dataset
-from .train import Progress, TrainConfig, build_model, is_first_process, load_best, train
+from .train import Progress, TrainConfig, build_model, changed_settings, is_first_process, load_best, train
 
 
 def start_run(run_dir: Path, folder: Path, data: Dataset, config: TrainConfig) -> None:
@@ -47,19 +47,57 @@ def train_run(
     config: TrainConfig,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     resume: bool = False,
+    overwrite: bool = False,
 ) -> FoundationModel:
-    """Train in a run directory and draw its curves. Raises ValueError where there is a checkpoint to resume, but of
-    other data, schema or settings; without `resume` what an older run left is removed."""
-    if resume and (run_dir / "checkpoint.pt").is_file() and not _is_of(run_dir, data, config):
-        raise ValueError(f"{run_dir} was trained on other data, schema or settings; train without --resume")
-    for name in ("finished", "evaluation.json", *(() if resume else ("checkpoint.pt", "best.pt"))):
-        (run_dir / name).unlink(missing_ok=True)
-    start_run(run_dir, folder, data, config)
-    model = train(data, config, run_dir, on_progress, resume)
-    if is_first_process():
+    """Train in a run directory and draw its curves. A finished run that is resumed is left as it is.
+
+    Raises ValueError where there is a run already: without `resume` or `overwrite`, or with `resume` but of other data,
+    schema or settings. What an older run left is replaced when the first step of the new one is done.
+    """
+    there = (run_dir / "run.json").is_file()
+    resume = resume and (there or (run_dir / "checkpoint.pt").is_file())
+    if there and not (resume or overwrite):
+        raise ValueError(
+            f"{run_dir} holds a run already; go on with it (--resume), train in another folder (--run), or give "
+            "--overwrite"
+        )
+    if resume and (changed := differences(run_dir, data, config)):
+        raise ValueError(f"{run_dir} cannot be resumed: {', '.join(changed)}; give what it had, or another --run")
+    begun = False
+
+    def report(progress: Progress) -> None:
+        nonlocal begun
+        if not begun and is_first_process():
+            for name in ("finished", "evaluation.json", *(() if resume else ("checkpoint.pt", "best.pt"))):
+                (run_dir / name).unlink(missing_ok=True)
+            start_run(run_dir, folder, data, config)
+        begun = True
+        on_progress(progress)
+
+    model = train(data, config, run_dir, report, resume)
+    if is_first_process() and begun:
         draw_curves(run_dir)
         (run_dir / "finished").touch()
     return model
+
+
+def differences(run_dir: Path, data: Dataset, config: TrainConfig) -> list[str]:
+    """What a run was trained on or with that is not what is asked for, by name."""
+    run = read_run(run_dir)
+    found = [] if run["data_fingerprint"] == data.fingerprint else [f"the data is not what {run['data']} was"]
+    if run["schema"] != json.loads(json.dumps(data.schema.to_dict())):
+        found.append("the schema is another one")
+    return found + changed_settings(run["config"], config)
+
+
+def best_epoch(run_dir: Path) -> dict[str, float]:
+    """The line of metrics.csv whose weights are in best.pt: epoch, losses and validation metrics."""
+    return max(_read_metrics(run_dir), key=lambda row: row["validation_ndcg@10"])  # the first of equals, as in `train`
+
+
+def _read_metrics(run_dir: Path) -> list[dict[str, float]]:
+    with (run_dir / "metrics.csv").open() as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
 def is_finished(run_dir: Path, data: Dataset, config: TrainConfig) -> bool:
@@ -73,11 +111,7 @@ def can_resume(run_dir: Path, data: Dataset, config: TrainConfig) -> bool:
 
 
 def _is_of(run_dir: Path, data: Dataset, config: TrainConfig) -> bool:
-    if not (run_dir / "run.json").is_file():
-        return False
-    run = read_run(run_dir)
-    wanted = json.loads(json.dumps([data.fingerprint, data.schema.to_dict(), asdict(config)]))
-    return [run["data_fingerprint"], run["schema"], run["config"]] == wanted
+    return (run_dir / "run.json").is_file() and not differences(run_dir, data, config)
 
 
 def load_run(run_dir: Path) -> tuple[FoundationModel, Dataset]:
@@ -101,21 +135,24 @@ def draw_curves(run_dir: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
-    with (run_dir / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    epochs = [int(r["epoch"]) for r in rows]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    rows, best = _read_metrics(run_dir), best_epoch(run_dir)["epoch"]
+    epochs = [row["epoch"] for row in rows]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     for column in rows[0]:
-        values = [float(r[column]) for r in rows]
+        values = [row[column] for row in rows]
         if column.startswith("loss_") and any(values):
             left.plot(epochs, values, label=column.removeprefix("loss_"))
         elif column.startswith("validation_"):
             right.plot(epochs, values, label=column.removeprefix("validation_"))
-    left.set(xlabel="epoch", ylabel="training loss per head", ylim=(0, None))
-    right.set(xlabel="epoch", ylabel="validation", ylim=(0, None))
+    left.set(title="training loss per head", xlabel="epoch", ylim=(0, None))
+    right.set(title="validation items, full catalogue", xlabel="epoch", ylim=(0, None))
     for axis in (left, right):
-        axis.legend(frameon=False)
+        axis.axvline(best, color="grey", linestyle="dashed", linewidth=1, label=f"kept: epoch {best:.0f}")
+        axis.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
+    figure.suptitle(f"{run_dir.name}: {len(rows)} epochs")
     figure.savefig(run_dir / "curves.png", dpi=120)
     plt.close(figure)

@@ -1,7 +1,8 @@
 """The training loop: AdamW, warm-up and cosine, clipping, resumable checkpoints, the validation item picks the epoch.
 
-Runs alone or under `torchrun` (DistributedDataParallel). Everything random depends on (seed, epoch) or on the saved
-generator state, so a resumed run has the loss curve of an uninterrupted one.
+Runs alone or under `torchrun` (DistributedDataParallel); metrics.csv then has the losses of the first process's share.
+Everything random depends on (seed, epoch) or on the saved generator state, so a resumed run has the loss curve of an
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..foundation.model import FoundationModel, ModelConfig
-from .batches import evaluated_members, trained_titles, training_batches
+from .batches import evaluated_members, trained_titles, trained_values, training_batches
 from .data import Dataset
 from .evaluate import ranking_metrics, ranks_of_targets
 
@@ -42,13 +43,16 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_tokens < 1 or self.patience < 1 or self.learning_rate <= 0:
-            raise ValueError("epochs, batch_tokens and patience must be at least 1, learning_rate above 0")
+        for name, least in (("epochs", 1), ("batch_tokens", 1), ("patience", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0")
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a step reports: losses per head are means over the epoch so far."""
+    """What a step reports: losses per head are means over the epoch so far, of this process's share of the batches."""
 
     epoch: int
     step: int
@@ -103,9 +107,10 @@ def train(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98)
     )
     run_dir.mkdir(parents=True, exist_ok=True)
+    trained = {name: torch.from_numpy(values) for name, values in trained_values(data).items()}
     state = _State()
     if resume and (run_dir / "checkpoint.pt").is_file():
-        state = _load_checkpoint(run_dir / "checkpoint.pt", model, optimizer, rank, config)
+        state = _load_checkpoint(run_dir / "checkpoint.pt", model, optimizer, rank, world, config)
     while state.epoch < config.epochs and state.epoch - state.best_epoch < config.patience:
         started = time.monotonic()
         batches = list(
@@ -135,6 +140,7 @@ def train(
                 sums[name] = sums.get(name, 0.0) + loss.item()
             means = {name: s / done for name, s in sums.items()}
             on_progress(Progress(state.epoch, done, len(batches), means))
+        model.events.fill_untrained(trained)
         validation = _validate(model, data, rank, world)
         state.epoch += 1
         if validation["ndcg@10"] > state.best:
@@ -200,9 +206,11 @@ def _processes() -> tuple[int, int, torch.device]:
     cuda = torch.cuda.is_available()
     if "RANK" not in os.environ:
         return 0, 1, torch.device("cuda" if cuda else "cpu")
-    if not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo")
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)  # before NCCL starts, which else puts every process on the first GPU
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
     return dist.get_rank(), dist.get_world_size(), device
 
 
@@ -223,7 +231,7 @@ def _save_checkpoint(
     world: int,
 ) -> None:
     generators: list[Any] = [None] * world
-    own = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+    own = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])]
     if world > 1:
         dist.all_gather_object(generators, own)
     else:
@@ -244,18 +252,26 @@ def _save_checkpoint(
         writer.writerows(state.history)
 
 
+def changed_settings(old: Mapping[str, Any], config: TrainConfig) -> list[str]:
+    """What differs between the settings of a run and those asked for, with both values."""
+    new = asdict(config)
+    pairs = {k: (old.get(k), v) for k, v in new.items() if k != "model"}
+    pairs |= {f"model {k}": (old.get("model", {}).get(k), v) for k, v in new["model"].items()}
+    return [f"{name} was {before}, now {after}" for name, (before, after) in pairs.items() if before != after]
+
+
 def _load_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int, config: TrainConfig
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int, world: int, config: TrainConfig
 ) -> _State:
     content = torch.load(path, weights_only=True, map_location="cpu")
-    if content["config"] != asdict(config):
-        changed = sorted(k for k, v in asdict(config).items() if content["config"].get(k) != v)
-        raise ValueError(f"{path} was made with other settings ({', '.join(changed)}); train without --resume")
-    if rank >= len(content["generators"]):
-        raise ValueError(f"{path} was made by {len(content['generators'])} processes; resume with as many")
+    if changed := changed_settings(content["config"], config):
+        raise ValueError(f"{path} was made with other settings: {', '.join(changed)}; train without --resume")
+    if world != len(content["generators"]):
+        raise ValueError(f"{path} was made by {len(content['generators'])} processes, not {world}; resume with as many")
     model.load_state_dict(content["model"])
     optimizer.load_state_dict(content["optimizer"])
-    processor, *gpus = content["generators"][rank]
+    processor, *gpu = content["generators"][rank]
     torch.set_rng_state(processor)
-    torch.cuda.set_rng_state_all(gpus)
+    if gpu and torch.cuda.is_available():
+        torch.cuda.set_rng_state(gpu[0])
     return _State(**content["state"])

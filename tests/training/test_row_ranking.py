@@ -13,13 +13,14 @@ from frontrow.foundation.model import FoundationModel
 from frontrow.foundation.row_ranker import ROW_STATISTICS, RowRanker
 from frontrow.serving.rows import RowCatalogue, RowSpec, TitleColumns, rows_to_json
 from frontrow.serving.store import Store
-from frontrow.training import row_ranking
-from frontrow.training.batches import target_positions, training_ends
+from frontrow.training import export, row_ranking
+from frontrow.training.batches import target_positions, training_ends, training_events
 from frontrow.training.data import Dataset
 from frontrow.training.row_ranking import (
     FIRST_TITLES,
     MOMENTS_PER_MEMBER,
     Moments,
+    calibrate,
     evaluate_rows,
     moments,
     row_metrics,
@@ -27,6 +28,7 @@ from frontrow.training.row_ranking import (
     train_row_ranker,
 )
 
+FIRST_TITLE = 500  # the id of the tiny data's first title
 SPECS = [
     RowSpec(1, "Popular", "popularity >= 0.7"),
     RowSpec(2, "Old", "year < 1985"),
@@ -34,6 +36,10 @@ SPECS = [
     RowSpec(4, "Nothing", "year > 3000"),
     RowSpec(5, "Because you liked {title}", "similar_to_liked(1)"),
     RowSpec(6, "For regulars", "history_length >= 22 and 'Comedy' in genres"),
+    RowSpec(7, "Watch again", "popularity >= 0", seen="only"),
+    RowSpec(8, "All dramas, two of them first", "'Drama' in genres", seen="any", first=(560, 502, 9999)),
+    RowSpec(9, "Three only", "popularity >= 0.3", min_titles=2, max_titles=3),
+    RowSpec(10, "Again, like what you liked", "similar_to_liked(1)", seen="any", min_titles=1),
 ]
 
 
@@ -51,7 +57,7 @@ def rows(store: Store, tiny_data: Dataset) -> RowCatalogue:
 def test_relevance_equals_a_loop(store: Store, rows: RowCatalogue, tiny_data: Dataset) -> None:
     offsets, index = tiny_data.events.offsets, tiny_data.title_indices()
     at = np.concatenate([offsets[:20], offsets[:20] + 9, offsets[1:] - 1])
-    scores = torch.randn(len(at), len(tiny_data.titles))
+    scores = torch.randn(len(at), len(tiny_data.titles)).round(decimals=1)  # many ties
     relevant, shown = row_ranking._relevance(tiny_data, rows, store.member_view, scores, index, at)
     seen_again = 0
     for p, event in enumerate(at.tolist()):
@@ -62,12 +68,15 @@ def test_relevance_equals_a_loop(store: Store, rows: RowCatalogue, tiny_data: Da
         seen_again += target in seen
         for r, spec in enumerate(rows.specs):
             eligible = np.flatnonzero(rows.eligibility[r].mask(store.member_view(history))).tolist()
-            row = sorted((i for i in eligible if i not in seen), key=lambda i: -scores[p, i].item())
+            allowed = [i for i in eligible if spec.seen == "any" or (i in seen) == (spec.seen == "only")]
+            named = [t - FIRST_TITLE for t in spec.first]
+            place = {i: named.index(i) if i in named else len(named) for i in allowed}
+            row = sorted(allowed, key=lambda i: (place[i], -scores[p, i].item(), i))
             assert bool(shown[p, r]) == (len(row) >= spec.min_titles), (p, spec)
-            assert bool(relevant[p, r]) == (target in row[:FIRST_TITLES]), (p, spec)
-    assert seen_again  # a title seen before is in no row, whatever its genre
+            assert bool(relevant[p, r]) == (target in row[: min(spec.max_titles, FIRST_TITLES)]), (p, spec)
+    assert seen_again  # and so in no row that leaves seen titles out, whatever its genre
     by_row = relevant.float().mean(0)
-    assert (by_row[[0, 1, 2, 4]] > 0).all()  # the test has something to tell
+    assert (by_row[[0, 1, 2, 4, 6, 7, 8, 9]] > 0).all()  # the test has something to tell
     assert by_row[3] == 0
     assert 0 < shown[:, 5].float().mean() < 1
 
@@ -142,6 +151,42 @@ def test_the_ranker_learns_what_no_fixed_order_can() -> None:
     assert table["row_ranker"]["row_auc"] > 0.95
     assert {n for n, m in table.items() if m["row_auc"] < 0.8} == {"by_popularity", "by_size", "by_training_relevance"}
     assert not ranker.training
+
+
+def test_scores_are_probabilities_of_moments_the_model_was_not_trained_on() -> None:
+    """Training moments in which rows are relevant far too often do not make the scores too high."""
+    ids, features = torch.tensor([10, 20, 30]), torch.randn(3, 4 + ROW_STATISTICS)
+    train, later, test = learnable(600), learnable(600), learnable(600)
+    for made in (later, test):
+        made.relevant[torch.rand(made.relevant.shape) >= 0.3] = False
+    ranker = train_row_ranker(train, later, ids, features, epochs=15)
+    found = evaluate_rows(ranker, train, test, ids, features, torch.tensor([3.0, 2.0, 1.0]))["row_ranker"]
+    assert found["happened"] == pytest.approx(float(test.relevant.float().mean()))
+    assert found["predicted"] == pytest.approx(found["happened"], abs=0.02)
+
+
+def test_calibration_leaves_the_order_and_needs_something_that_happened() -> None:
+    ids, features, made = torch.tensor([10, 20, 30]), torch.randn(3, 4 + ROW_STATISTICS), learnable(200)
+    ranker = RowRanker(ids, d_model=8, vector_width=4)
+    before = row_scores(ranker, made, ids, features)
+    never = Moments(made.state, torch.zeros_like(made.relevant), made.shown)
+    assert torch.equal(row_scores(calibrate(ranker, never, ids, features), made, ids, features), before)
+    after = row_scores(calibrate(ranker, made, ids, features), made, ids, features)
+    assert not torch.allclose(after, before)
+    assert torch.equal(after.argsort(1), before.argsort(1))
+
+
+def test_held_out_events_do_not_make_the_rows_that_the_ranker_learns_from(
+    tiny_model: FoundationModel, tiny_data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores: list[Store] = []
+    real = export._train_rows
+    monkeypatch.setattr(export, "_train_rows", lambda store, *rest: stores.append(store) or real(store, *rest))
+    served = load_bundle(export.export_bundle(tiny_model, tiny_data, tmp_path, {})).candidates["popularity"].numpy()
+    index = tiny_data.title_indices()
+    for found, events in ((stores[0].popularity, training_events(tiny_data)), (served, np.ones(len(index), bool))):
+        member = np.repeat(np.arange(len(tiny_data)), np.diff(tiny_data.events.offsets))[events]
+        assert found.sum() == len(set(zip(member.tolist(), index[events].tolist(), strict=True)))
 
 
 def test_a_row_added_after_training_has_a_score_by_its_content() -> None:

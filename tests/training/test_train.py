@@ -12,15 +12,26 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from frontrow.foundation.events import Encoded
 from frontrow.foundation.heads import Heads
-from frontrow.foundation.schema import default_schema
+from frontrow.foundation.model import VALUE_DROPOUT
+from frontrow.foundation.schema import ABSENT, FIRST, UNKNOWN, Schema, default_schema
+from frontrow.training import runs as runs_module
 from frontrow.training import train as train_module
-from frontrow.training.batches import trained_titles
+from frontrow.training.batches import evaluation_batch, trained_titles
 from frontrow.training.data import Dataset
-from frontrow.training.runs import can_resume, is_finished, load_run, read_run, train_run, weights_fingerprint
+from frontrow.training.runs import (
+    best_epoch,
+    can_resume,
+    is_finished,
+    load_run,
+    read_run,
+    train_run,
+    weights_fingerprint,
+)
 from frontrow.training.train import Progress, TrainConfig, build_model, load_best, schedule, train
 
 if TYPE_CHECKING:
@@ -84,6 +95,39 @@ def test_a_run_directory_says_what_was_trained(tiny_run: TinyRun) -> None:
     assert len(weights_fingerprint(tiny_run.run_dir)) == 64
 
 
+def test_what_training_never_read_means_no_more_than_the_unknown(tiny_run: TinyRun) -> None:
+    """Titles never played stand for an unknown title, and an unknown canvas, of data without any, for none."""
+    model, schema, data = tiny_run.model, tiny_run.data.schema, tiny_run.data
+    tokens, offsets = evaluation_batch(data, np.array([3]), "test", 16, True)
+
+    def vector(column: int, value: int) -> torch.Tensor:
+        changed = tokens.clone()
+        changed[-1, column] = value
+        with torch.no_grad():
+            return model.encode(changed, offsets)[0]
+
+    title, canvas, device = (schema.spans[name][0] for name in ("entity_id", "canvas", "device"))
+    unplayed = FIRST + int(np.flatnonzero(~trained_titles(data))[0])
+    assert torch.equal(vector(title, unplayed), vector(title, UNKNOWN))
+    assert not torch.equal(vector(title, FIRST), vector(title, UNKNOWN))
+    assert torch.equal(vector(canvas, UNKNOWN), vector(canvas, ABSENT))
+    assert not torch.equal(vector(device, UNKNOWN), vector(device, ABSENT))
+
+
+def test_some_values_are_read_as_unknown_in_training(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[torch.Tensor] = []
+    model = build_model(tiny_run.data, replace(tiny_run.config.model, request_dropout=0.0))
+    monkeypatch.setattr(model.events, "forward", lambda ids: read.append(ids) or torch.zeros(len(ids), 32))
+    tokens = torch.randint(0, 9, (4000, tiny_run.data.schema.width), dtype=torch.int32)
+    model.hidden(tokens, torch.arange(0, 4001, 16))
+    model.eval().hidden(tokens, torch.arange(0, 4001, 16))
+    changed = read[0] != tokens
+    assert (read[0][changed] == UNKNOWN).all()
+    assert (tokens[changed] >= FIRST).all()
+    assert changed[tokens >= FIRST].float().mean() == pytest.approx(VALUE_DROPOUT, rel=0.2)
+    assert torch.equal(read[1], tokens)
+
+
 def test_the_same_seed_gives_the_same_model_and_another_seed_another(tiny_run: TinyRun, tmp_path: Path) -> None:
     train(tiny_run.data, tiny_run.config, tmp_path / "same")
     train(tiny_run.data, replace(tiny_run.config, seed=1), tmp_path / "other")
@@ -107,7 +151,7 @@ def test_a_resumed_run_is_an_uninterrupted_one(tiny_run: TinyRun, tmp_path: Path
 def test_a_checkpoint_of_other_settings_is_refused_by_name(tiny_run: TinyRun, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         train(tiny_run.data, tiny_run.config, tmp_path, stop_at(1, 1))
-    with pytest.raises(ValueError, match=r"other settings \(learning_rate\)"):
+    with pytest.raises(ValueError, match=r"other settings: learning_rate was 0\.005, now 0\.1;"):
         train(tiny_run.data, replace(tiny_run.config, learning_rate=0.1), tmp_path, resume=True)
 
 
@@ -117,20 +161,110 @@ def test_a_run_of_other_settings_or_data_is_refused_and_left_as_it_was(tiny_run:
         train_run(run, tiny_run.folder, data, config, stop_at(1, 1))
     assert can_resume(run, data, config)
     before = (run / "run.json").read_text()
-    others = [(data, replace(config, seed=5)), (Dataset(**{**vars(data), "fingerprint": "other"}), config)]
-    for other_data, other_config in others:
+    wider = replace(config, epochs=4, model=replace(config.model, d_model=64))
+    fewer_fields = Schema((data.schema.id_field,), ())
+    others = [
+        (data, replace(config, seed=5), "seed was 0, now 5;"),
+        (data, wider, "epochs was 2, now 4, model d_model was 32, now 64;"),
+        (Dataset(**{**vars(data), "fingerprint": "other"}), config, "the data is not what .*tiny_data"),
+        (Dataset(**{**vars(data), "schema": fewer_fields}), config, "the schema is another one"),
+    ]
+    for other_data, other_config, said in others:
         assert not can_resume(run, other_data, other_config)
-        with pytest.raises(ValueError, match="other data, schema or settings"):
+        with pytest.raises(ValueError, match=said):
             train_run(run, tiny_run.folder, other_data, other_config, resume=True)
         assert (run / "run.json").read_text() == before
 
 
-def test_a_new_run_in_an_old_directory_leaves_nothing_of_the_old_one(tiny_run: TinyRun, tmp_path: Path) -> None:
-    config = replace(tiny_run.config, epochs=1)
-    train_run(tmp_path, tiny_run.folder, tiny_run.data, config)
+def content(run_dir: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in run_dir.iterdir()}
+
+
+@pytest.fixture
+def short_run(tiny_run: TinyRun, tmp_path: Path) -> tuple[Path, TrainConfig]:
+    """A finished and evaluated run of one epoch, of its own."""
+    config, run_dir = replace(tiny_run.config, epochs=1), tmp_path / "short"
+    train_run(run_dir, tiny_run.folder, tiny_run.data, config)
+    (run_dir / "evaluation.json").write_text("{}")
+    return run_dir, config
+
+
+def test_a_finished_run_is_not_overwritten_unasked(tiny_run: TinyRun, short_run: tuple[Path, TrainConfig]) -> None:
+    run_dir, config = short_run
+    before = content(run_dir)
+    with pytest.raises(ValueError, match=r"short holds a run already; .*--resume.*--run.*--overwrite"):
+        train_run(run_dir, tiny_run.folder, tiny_run.data, replace(config, seed=1))
+    assert content(run_dir) == before
+
+
+def test_resuming_a_finished_run_changes_nothing(tiny_run: TinyRun, short_run: tuple[Path, TrainConfig]) -> None:
+    run_dir, config = short_run
+    before = content(run_dir)
+    model = train_run(run_dir, tiny_run.folder, tiny_run.data, config, resume=True)
+    assert content(run_dir) == before
+    assert equal(model.state_dict(), weights(run_dir))
+
+
+def test_a_new_run_that_cannot_begin_leaves_the_old_one(
+    tiny_run: TinyRun, short_run: tuple[Path, TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir, config = short_run
+    before = content(run_dir)
+    monkeypatch.setattr(Heads, "total", lambda self, losses: torch.tensor(float("nan")))
+    with pytest.raises(FloatingPointError):
+        train_run(run_dir, tiny_run.folder, tiny_run.data, replace(config, seed=1), overwrite=True)
+    assert content(run_dir) == before
+
+
+def test_a_process_that_is_not_the_first_writes_nothing(
+    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs_module, "is_first_process", lambda: False)
+    monkeypatch.setattr(runs_module, "train", lambda *given: given[3](Progress(0, 1, 1, {})))  # one step, reported
+    train_run(tmp_path, tiny_run.folder, tiny_run.data, tiny_run.config)
+    assert content(tmp_path) == {}
+
+
+def test_the_best_epoch_is_the_one_whose_weights_are_kept(
+    tiny_run: TinyRun, tmp_path: Path, validation: list[float]
+) -> None:
+    validation += [0.1, 0.3, 0.2, 0.3]
+    train(tiny_run.data, replace(tiny_run.config, epochs=4), tmp_path)
+    best = best_epoch(tmp_path)
+    assert (best["epoch"], best["validation_ndcg@10"]) == (2, 0.3)
+    assert best["loss_entity_id"] == float(rows(tmp_path)[1]["loss_entity_id"])
+
+
+def test_a_checkpoint_of_more_processes_is_refused(tiny_run: TinyRun, tmp_path: Path) -> None:
+    train(tiny_run.data, replace(tiny_run.config, epochs=1), tmp_path)
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    torch.save(saved | {"generators": saved["generators"] * 2}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="by 2 processes, not 1; resume with as many"):
+        train(tiny_run.data, replace(tiny_run.config, epochs=1), tmp_path, resume=True)
+
+
+def test_each_process_takes_its_own_gpu_before_the_group_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(("device", device)))
+    group = train_module.dist
+    monkeypatch.setattr(group, "init_process_group", lambda backend, device_id: calls.append((backend, device_id)))
+    monkeypatch.setattr(group, "get_rank", lambda: 1)
+    monkeypatch.setattr(group, "get_world_size", lambda: 2)
+    own = torch.device("cuda", 1)
+    assert train_module._processes() == (1, 2, own)
+    assert calls == [("device", own), ("nccl", own)]
+
+
+def test_an_overwritten_run_leaves_nothing_of_the_old_one(
+    tiny_run: TinyRun, short_run: tuple[Path, TrainConfig]
+) -> None:
+    tmp_path, config = short_run
     other = replace(config, seed=1)
     with pytest.raises(Stopped):
-        train_run(tmp_path, tiny_run.folder, tiny_run.data, other, stop_at(0, 1))
+        train_run(tmp_path, tiny_run.folder, tiny_run.data, other, stop_at(0, 1), overwrite=True)
     assert not can_resume(tmp_path, tiny_run.data, other)
     assert not is_finished(tmp_path, tiny_run.data, other)
     with pytest.raises(ValueError, match=r"best\.pt is missing"):
@@ -193,10 +327,11 @@ def test_the_learning_rate_rises_then_falls_to_five_percent() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"epochs": 0}, {"batch_tokens": 0}, {"patience": 0}, {"learning_rate": 0.0}], ids=str
+    "settings", [{"epochs": 0}, {"batch_tokens": 0}, {"patience": 0}, {"learning_rate": 0.0}, {"seed": -1}], ids=str
 )
-def test_wrong_settings_are_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="at least 1"):
+def test_wrong_settings_are_refused_by_name_and_value(settings: dict[str, Any]) -> None:
+    (name, value), *_ = settings.items()
+    with pytest.raises(ValueError, match=f"{name} is {value}; it must be"):
         TrainConfig(**settings)
 
 
@@ -205,8 +340,9 @@ import os, sys
 from dataclasses import replace
 from pathlib import Path
 import torch
-from frontrow.foundation.schema import default_schema
+from frontrow.foundation.schema import Schema, default_schema
 from frontrow.foundation.model import ModelConfig
+from frontrow.training import runs as runs_module
 from frontrow.training import train as train_module
 from frontrow.training.data import load_dataset
 from frontrow.training.runs import train_run
