@@ -141,7 +141,7 @@ def test_export_takes_a_row_that_a_user_added(demo: tuple[Path, subprocess.Compl
     (home / "rows.json").write_text(json.dumps(rows), "utf-8")
     refused = run("export", "--run", "runs/demo", "--bundles", "mine", "--rows", "rows.json", cwd=home)
     assert refused.returncode == 1
-    assert refused.stderr.startswith("frontrow: row 900"), "no progress bar before it"
+    assert refused.stderr.startswith("frontrow: rows.json: row 900"), "no progress bar before it"
     assert "row 900 ('Old noir')" in refused.stderr
     assert "no column 'genre'" in refused.stderr
 
@@ -235,7 +235,7 @@ def test_under_torchrun_one_process_prints(tiny_folder: Path, tmp_path: Path) ->
     done = subprocess.run([*command, "--data", "data"], cwd=tmp_path, capture_output=True, text=True)
     assert json.loads(done.stdout)["run"] == "mine", done.stderr
     done = subprocess.run([*command, "--data", "nowhere"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.stderr.count("frontrow: mine holds a run already") == 1
+    assert done.stderr.count("frontrow: nowhere/events.parquet is missing") == 1
     assert "torchrun --nproc-per-node 2 -m -- frontrow.clients.cli train" in (ROOT / "README.md").read_text("utf-8")
 
 
