@@ -23,11 +23,17 @@ test: lint  ## lint, types, every test
 test-long: .venv/ready  ## what takes longer: several training runs, soak
 	$(bin)/pytest -m long
 
-bench: .venv/ready  ## quality over three seeds and homepage latency, into benchmarks/results/
-	$(bin)/python -m frontrow.benchmarks.quality
-	$(bin)/python -m frontrow.benchmarks.latency
+bench: .venv/ready  ## what the README's tables say, into benchmarks/results/: quality, latency, CPU kernels
+	$(bin)/frontrow bench quality
+	$(bin)/frontrow bench latency
+	$(bin)/frontrow bench scoring-cpu
+	$(bin)/frontrow bench embedding-cpu
+
+bench-gpu: .venv/ready  ## on a GPU: the kernels' tests, then their times against floors and peers
+	$(bin)/pytest tests/kernels
+	$(bin)/frontrow bench kernels
 
 clean:  ## all that was made, but the environment
 	rm -rf data runs bundles build dist *.egg-info
 
-.PHONY: help setup demo lint test test-long bench clean
+.PHONY: help setup demo lint test test-long bench bench-gpu clean

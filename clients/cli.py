@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import runpy
 import signal
 import sys
 import time
@@ -370,6 +371,27 @@ def demo(
     from .demo import run_demo
 
     run_demo(member, epochs, run, bundles, grpc_port=grpc_port, http_port=http_port, metrics_port=metrics_port)
+
+
+class Benchmark(StrEnum):
+    quality = "quality"
+    latency = "latency"
+    scoring_cpu = "scoring-cpu"
+    embedding_cpu = "embedding-cpu"
+    kernels = "kernels"
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def bench(
+    context: typer.Context, name: Annotated[Benchmark, typer.Argument(help="Which; `kernels` needs a GPU.")]
+) -> None:
+    """Measure, and write the result file.
+
+    What follows the name goes to the benchmark, which is python -m frontrow.benchmarks.NAME.
+    """
+    module = f"frontrow.benchmarks.{name.value.replace('-', '_')}"
+    sys.argv = [module, *context.args]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 @app.command()

@@ -51,7 +51,7 @@ def retrieve(store: Store, member_vectors: np.ndarray, members: list[Member], k:
     """
     width = min(k, store.title_count)
     most_excluded = max((int(m.excluded.sum()) for m in members), default=0)
-    _, near = store.index.search(member_vectors, min(store.title_count, width + most_excluded))
+    near = store.nearest(member_vectors, min(store.title_count, width + most_excluded))
     titles = np.full((len(members), width), -1, np.int64)
     sources = np.zeros((len(members), width), np.uint8)
     for row, member in enumerate(members):
@@ -61,7 +61,7 @@ def retrieve(store: Store, member_vectors: np.ndarray, members: list[Member], k:
 
 def _fill(store: Store, member: Member, near: np.ndarray, titles: np.ndarray, sources: np.ndarray) -> None:
     taken, width, filled = member.excluded.copy(), len(titles), 0
-    embedding = near[near >= 0]  # FAISS pads with −1
+    embedding = near[near >= 0]  # padded with −1
     popular = store.popular_by_locale.get(member.locale, store.popular)
     lists = {
         "editorial": store.editorial,

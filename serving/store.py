@@ -17,6 +17,7 @@ from ..foundation.bundle import MANIFEST, Bundle, BundleError, load_bundle
 from ..foundation.events import Encoded
 from ..foundation.row_ranker import RowRanker
 from ..foundation.schema import FIRST
+from ..kernels.catalogue_search import catalogue_search
 from .rows import MemberView, RowCatalogue, RowError, TitleColumns
 
 LIKED_KEPT = 10
@@ -77,6 +78,14 @@ class Store:
             file = self.bundle.path / MANIFEST
             raise BundleError(f"{file}: FAISS makes no index {factory!r} of {len(vectors)} titles: {error}") from error
         return index
+
+    def nearest(self, vectors: np.ndarray, k: int) -> np.ndarray:
+        """The k titles of highest dot product with each of vectors float32 [B, D]: indices int64 [B, k], −1 past the
+        end. From the FAISS index; where the vectors lie on a GPU and the index is exact, by catalogue_search there."""
+        if self.vectors.is_cuda and isinstance(self.index, faiss.IndexFlat):
+            found, _ = catalogue_search(torch.from_numpy(vectors).to(self.device), self.vectors, k)
+            return found.cpu().numpy()
+        return self.index.search(vectors, k)[1]
 
     @cached_property
     def popular(self) -> np.ndarray:

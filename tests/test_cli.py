@@ -305,3 +305,12 @@ def test_the_dockerfile_installs_what_exists() -> None:
     assert set(wanted[1].split(",")) <= set(extras)
     assert "nvidia-pytriton" not in str([extras[name] for name in wanted[1].split(",")])
     assert 'ENTRYPOINT ["frontrow", "serve"' in text
+
+
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="it would measure")
+def test_bench_runs_a_benchmark_with_its_own_options(tmp_path: Path) -> None:
+    helped = run("bench", "kernels", "--help", cwd=tmp_path)
+    assert "--op" in helped.stdout
+    without = run("bench", "kernels", "--out", "here", cwd=tmp_path)
+    assert (without.returncode, "no GPU" in without.stderr, (tmp_path / "here").exists()) == (2, True, False)
+    assert run("bench", "nothing", cwd=tmp_path).returncode == 2

@@ -15,6 +15,7 @@ import torch
 from conftest import TinyRun
 from frontrow.foundation.bundle import BundleError, bundle_versions, load_bundle
 from frontrow.foundation.schema import FIRST, Field, Schema
+from frontrow.kernels.catalogue_search import catalogue_search
 from frontrow.serving.homepage import HomepageEngine, Page, check_known
 from frontrow.serving.requests import PageRequest
 from frontrow.serving.rows import RowError
@@ -144,3 +145,10 @@ def test_an_event_from_the_future_is_refused_with_the_file_named(tiny_run: TinyR
         DataError, match=r"events\.parquet: column 'timestamp', event 3: it is 4000000000, in the future"
     ):
         load_dataset(tmp_path, tiny_run.data.schema)
+
+
+def test_the_nearest_titles_are_the_same_from_faiss_and_from_the_kernel(tiny_bundle: Path) -> None:
+    store = Store.open(tiny_bundle)
+    asked = np.random.default_rng(0).normal(size=(3, store.vectors.shape[1])).astype(np.float32)
+    searched, _ = catalogue_search(torch.from_numpy(asked), store.vectors.cpu(), 40)
+    assert store.nearest(asked, 40).tolist() == searched.tolist()
