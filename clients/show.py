@@ -63,7 +63,7 @@ def _notes(info: Mapping[str, Any]) -> list[str]:
     if late := counts.get("out_of_order"):
         found.append(f"{_count(late, 'event')} sorted into order")
     if unknown := info.get("unknown"):
-        found.append(f"unknown, never seen in training: {', '.join(unknown)}")
+        found.append(f"unknown to this bundle: {', '.join(unknown)}")
     elif number := counts.get("unknown_values"):
         found.append(f"{_count(number, 'value')} never seen in training")
     return found

@@ -31,7 +31,7 @@ def test_homepage_shows_a_bundle_of_any_schema(monkeypatch: pytest.MonkeyPatch) 
         ({"counts": {"unknown_values": 1}}, "1 value never seen in training"),
         (
             {"counts": {"unknown_values": 1}, "unknown": ["context.device"]},
-            "unknown, never seen in training: context.device",
+            "unknown to this bundle: context.device",
         ),
     ],
 )
