@@ -69,13 +69,19 @@ class EventEmbedding(nn.Module):
 
     @torch.no_grad()
     def fill_untrained(self, trained: Mapping[str, Tensor]) -> None:
-        """Give the values that training never read, bool [V] by field name, the meaning of an unknown one, and where it
-        read none of a field, let an unknown one mean no more than an absent one."""
+        """Give a meaning to what training never read; `trained` says what it read, bool [V] by field name.
+
+        An unknown value reads as the mean of the known ones, or where a field has none, as an absent one; a value
+        that was never read, as an unknown one.
+        """
         for name, table, (start, stop) in zip(self.names, self.tables, self.spans, strict=True):
             read = trained[name].to(table.device)
-            if not read[FIRST:].any():
+            known = table[FIRST:][read[FIRST:]]
+            if not len(known):
                 # Of a field of several columns absent ones are left out of the mean: nothing at all is zeros.
                 table[UNKNOWN] = table[ABSENT] if stop - start == 1 else 0.0
+            elif not read[UNKNOWN]:
+                table[UNKNOWN] = known.mean(0)
             table[FIRST:] = torch.where(read[FIRST:, None], table[FIRST:], table[UNKNOWN])
 
 

@@ -15,12 +15,8 @@ from torch import Tensor, nn
 
 from .embedding import EventEmbedding, TitleTower
 from .heads import Heads
-from .schema import ABSENT, FIRST, UNKNOWN, Schema
+from .schema import ABSENT, Schema
 from .transformer import Transformer
-
-# Share of the values of vocabularies that training reads as unknown, so that an unknown one has a meaning. Not of
-# titles: the title tower trains their unknown row.
-VALUE_DROPOUT = 0.02
 
 
 @dataclass(frozen=True)
@@ -69,12 +65,6 @@ class FoundationModel(nn.Module):
         self.heads = Heads(schema, sizes, config.d_model, width)
         self.request_columns: Tensor
         self.register_buffer("request_columns", torch.from_numpy(schema.request_columns), persistent=False)
-        self.value_dropout: Tensor
-        dropout = torch.zeros(schema.width)
-        for f in schema.fields:
-            if f.has_vocabulary and f.kind != "id":
-                dropout[slice(*schema.spans[f.name])] = VALUE_DROPOUT
-        self.register_buffer("value_dropout", dropout, persistent=False)
 
     def title_vectors(self) -> Tensor:
         """[N, D]."""
@@ -82,9 +72,6 @@ class FoundationModel(nn.Module):
 
     def hidden(self, tokens: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
         """tokens int32 [T, C], offsets int64 [B+1] → (final hidden [T, M], state of `state_layer` [T, M])."""
-        if self.training:
-            dropped = (tokens >= FIRST) & (torch.rand(tokens.shape, device=tokens.device) < self.value_dropout)
-            tokens = tokens.masked_fill(dropped, UNKNOWN)
         if self.training and self.config.request_dropout:
             tokens = self.drop_request_fields(tokens, offsets)
         x = nnf.dropout(self.events(tokens), self.config.dropout, self.training)

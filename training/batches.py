@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..foundation.events import offset_tokens
-from ..foundation.schema import FIRST
+from ..foundation.schema import FIRST, UNKNOWN
 from .data import Dataset
 
 Part = Literal["validation", "test"]
@@ -59,7 +59,8 @@ def trained_values(data: Dataset) -> dict[str, np.ndarray]:
     for f in data.schema.fields:
         found[f.name] = np.zeros(data.sizes[f.name] if f.has_vocabulary else f.fixed_size(), bool)
         found[f.name][tokens[:, slice(*data.schema.spans[f.name])]] = True
-    found[data.schema.id_field.name][FIRST:] = trained_titles(data)
+    titles = found[data.schema.id_field.name]
+    titles[FIRST:], titles[UNKNOWN] = trained_titles(data), True  # the title tower trains the unknown one
     return found
 
 
