@@ -52,12 +52,17 @@ def measure(case: Case, card: Ceilings, clocks: dict[str, Callable[..., Times]] 
     about |= {"moved_bytes": case.moved, "flops": case.flops, "floor_us": f"{floor:.3f}"}
     try:
         case.check()
-    except AssertionError as error:
-        yield {**about, "implementation": "frontrow", "note": f"WRONG, not timed: {error}"}
+    except Exception as error:  # a kernel that does not compile or run is wrong too
+        yield {**about, "implementation": "frontrow", "note": f"WRONG, not timed: {in_a_line(error)}"}
         return
-    failed = set()
+    ready, failed = {}, set()
+    for name, make in {"frontrow": case.ours, **case.peers}.items():
+        try:
+            ready[name] = make()
+        except Exception as error:
+            yield {**about, "implementation": name, "note": in_a_line(error)}
     for round_ in range(1, ROUNDS + 1):
-        for name, calls in {"frontrow": case.ours, **case.peers}.items():
+        for name, calls in ready.items():
             for clock, time_it in clocks.items():
                 row = {**about, "implementation": name, "clock": clock, "round": round_}
                 if (name, clock) in failed:
@@ -66,11 +71,14 @@ def measure(case: Case, card: Ceilings, clocks: dict[str, Callable[..., Times]] 
                     times = time_it(calls)
                 except Exception as error:  # a peer that cannot be captured or does not fit says so in its row
                     failed.add((name, clock))
-                    yield {**row, "note": f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"}
-                    torch.cuda.empty_cache()
+                    yield {**row, "note": in_a_line(error)}
                     continue
                 numbers = {"median_us": times.median, "p10_us": times.p10, "p90_us": times.p90}
                 yield row | {k: f"{v:.2f}" for k, v in numbers.items()} | {"of_floor": f"{floor / times.median:.3f}"}
+
+
+def in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:160]}"
 
 
 def origin(card: Ceilings) -> Row:
@@ -78,8 +86,8 @@ def origin(card: Ceilings) -> Row:
     import triton
 
     about = provenance("python -m frontrow.benchmarks.kernels")
-    smi = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    driver = subprocess.run(smi, capture_output=True, text=True).stdout.strip()
+    smi = "nvidia-smi --query-gpu=driver_version --format=csv,noheader || echo unknown"
+    driver = subprocess.run(smi, shell=True, capture_output=True, text=True).stdout.strip()
     return {
         "copy_TB_s": f"{card.bytes_per_s / 1e12:.2f}",
         "matrix_TFLOP_s": f"{card.flops_per_s / 1e12:.0f}",
@@ -88,19 +96,30 @@ def origin(card: Ceilings) -> Row:
     }
 
 
+def case_of(row: Row) -> tuple[str, ...]:
+    return row["op"], row["shape"], row["dtype"], row["ids"]
+
+
 def write_rows(path: Path, rows: Iterable[Row], about: Row) -> list[Row]:
-    """Rows into a CSV file as they come, so that a run cut short keeps what it has; echoed to the terminal."""
+    """Rows into a CSV file as they come, so that a run cut short keeps what it has; echoed to the terminal. What the
+    file has of other cases stays. Returns all its rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept = []
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        for row in rows:
-            writer.writerow(row | about)
-            file.flush()
-            kept.append(row)
-            shown = (row.get(c, "") for c in ("op", "shape", "dtype", "ids", "implementation", "clock", "median_us"))
-            print(*shown, row.get("of_floor", ""), row.get("note", ""), flush=True)
+    kept: list[Row] = []
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            kept = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+    before = {case_of(row) for row in kept}
+    for row in rows:
+        if case_of(row) in before:
+            before.remove(case_of(row))
+            kept = [old for old in kept if case_of(old) != case_of(row)]
+        kept.append(row | about)
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(kept)
+        shown = (row.get(c, "") for c in ("op", "shape", "dtype", "ids", "implementation", "clock", "median_us"))
+        print(*shown, row.get("of_floor", ""), row.get("note", ""), flush=True)
     return kept
 
 
@@ -109,7 +128,7 @@ def table(rows: list[Row], about: Row) -> str:
     best: dict[tuple[str, ...], dict[tuple[str, str], float]] = {}
     floors, implementations, wrong = {}, [], []
     for row in rows:
-        case = (row["op"], row["shape"], row["dtype"], row["ids"])
+        case = case_of(row)
         floors[case] = float(row["floor_us"])
         if row["implementation"] not in implementations:
             implementations.append(row["implementation"])
@@ -166,8 +185,8 @@ def draw(rows: list[Row], card: Ceilings, folder: Path) -> list[Path]:
         axes.loglog(intensity, roof, color="black", label="measured ceilings")
         for name in dict.fromkeys(row["implementation"] for row in mine):
             of = [row for row in mine if row["implementation"] == name]
-            x = [row["flops"] / row["moved_bytes"] for row in of]
-            axes.loglog(x, [r["flops"] / float(r["median_us"]) / 1e6 for r in of], "o", alpha=0.7, label=name)
+            x = [float(row["flops"]) / float(row["moved_bytes"]) for row in of]
+            axes.loglog(x, [float(r["flops"]) / float(r["median_us"]) / 1e6 for r in of], "o", alpha=0.7, label=name)
         axes.set(title=f"{op}, cold L2", xlabel="FLOP per least byte", ylabel="TFLOP/s")
         axes.grid(alpha=0.3)
         axes.legend()
@@ -183,29 +202,38 @@ def main(arguments: list[str] | None = None) -> int:
     )
     groups = list(all_cases())
     parser.add_argument("--op", choices=sorted({name for name, _ in groups}), help="only this op")
+    parser.add_argument(
+        "--case", default="", help="only cases whose op, shape and type contain this, as in 'N=10000000'"
+    )
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out, which takes longest")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the CSV and the pictures go")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("torch sees no GPU: nothing is measured and nothing is written", file=sys.stderr)
         return 2
-    card = ceilings()
-    about = origin(card)
-    print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
+    # A stream of its own: the backward pass runs on that of the forward pass, and the default one cannot be captured.
+    with torch.cuda.stream(torch.cuda.Stream()):
+        card = ceilings()
+        about = origin(card)
+        print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
 
-    def rows() -> Iterator[Row]:
-        for name, cases in groups:
-            if options.op in (None, name):
-                for case in cases():
-                    yield from measure(case, card)
-                gc.collect()
-                torch.cuda.empty_cache()
+        def rows() -> Iterator[Row]:
+            for name, cases in groups:
+                if options.op in (None, name):
+                    for case in cases():
+                        if options.case in f"{case.op} {case.shape} {case.dtype} {case.ids}":
+                            if options.no_compile:
+                                case.peers.pop("torch.compile", None)
+                            yield from measure(case, card)
+                    gc.collect()
+                    torch.cuda.empty_cache()
 
-    name = about["device"].replace(" ", "-")
-    kept = write_rows(options.out / f"kernels-{name}.csv", rows(), about)
+        name = about["device"].replace(" ", "-")
+        kept = write_rows(options.out / f"kernels-{name}.csv", rows(), about)
     draw(kept, card, options.out)
     text = table(kept, about)
     (options.out / f"kernels-{name}.md").write_text(text + "\n", "utf-8")
-    if options.op is None and options.out == RESULTS:
+    if options.out == RESULTS:
         write_table(text)
     print(text)
     return int(any(row.get("note", "").startswith("WRONG") for row in kept))

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor
 from ..kernels.candidate_scoring import candidate_scoring
 from .provenance import provenance, write_result
 
-MEMBERS, CANDIDATES, WIDTH, KEPT, ROUNDS = 64, 1000, 128, 100, 60
+MEMBERS, CANDIDATES, WIDTH, KEPT, ROUNDS = 64, 1000, 128, 100, 200
 
 
 def ways(members: Tensor, titles: Tensor, candidates: Tensor) -> dict[str, Callable[[], Any]]:
@@ -57,7 +58,8 @@ def measure(count: int) -> dict[str, float]:
         del calls["torch, dense then gather"]  # seconds
     times: dict[str, list[float]] = {name: [] for name in calls}
     for round_ in range(ROUNDS + 3):
-        for name, call in calls.items():
+        # In another order each time: whoever comes next finds warm caches, and idle threads of the other runtime.
+        for name, call in random.sample(list(calls.items()), len(calls)):
             started = time.perf_counter()
             call()
             if round_ >= 3:

@@ -1,6 +1,6 @@
 """How long does a GPU call take: three clocks, each for another question, and the card's own ceilings.
 
-cold: events around one call after the L2 cache was overwritten; what a call costs whose data was not just used.
+cold: events around one call after the L2 cache was filled with something else; a call whose data was not just used.
 replay: a CUDA graph of calls over rotating inputs; what a call costs in a server that replays graphs.
 host: a wall clock around a call and a wait for it; what a caller sees.
 """
@@ -18,6 +18,7 @@ import torch
 
 REPETITIONS = 100
 FLUSH_BYTES = 256 << 20  # several times any L2
+SLEEP_CYCLES = 2_000_000  # about a millisecond
 IN_GRAPH = 20  # calls per graph, so that starting the graph is a small part
 
 Call = Callable[[], Any]
@@ -37,37 +38,50 @@ def _times(microseconds: Sequence[float]) -> Times:
     return Times(statistics.median(microseconds), tenths[0], tenths[-1])
 
 
-def cold(calls: Sequence[Call], repetitions: int = REPETITIONS) -> Times:
-    """Each repetition takes the next of `calls`, with the L2 cache overwritten before it."""
-    flush = torch.empty(FLUSH_BYTES // 4, dtype=torch.int32, device="cuda")
+def repetitions(call: Call, calls: int = 1) -> int:
+    """How often to repeat what takes `calls` calls, so that a second or so is spent: 10 to REPETITIONS."""
+    call()
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    call()
+    torch.cuda.synchronize()
+    return max(10, min(REPETITIONS, int(1.0 / ((time.perf_counter() - started) * calls))))
+
+
+def cold(calls: Sequence[Call]) -> Times:
+    """Each repetition takes the next of `calls`, after the L2 cache was filled with clean lines of something else. The
+    GPU sleeps first for longer than Python needs to launch, so that it never waits for Python between the events."""
+    other = torch.ones(FLUSH_BYTES // 4, dtype=torch.float32, device="cuda")
     for call in calls:
         call()
-    begin = [torch.cuda.Event(enable_timing=True) for _ in range(repetitions)]
-    end = [torch.cuda.Event(enable_timing=True) for _ in range(repetitions)]
-    for i in range(repetitions):
-        flush.fill_(i)
+    often = repetitions(calls[0])
+    begin = [torch.cuda.Event(enable_timing=True) for _ in range(often)]
+    end = [torch.cuda.Event(enable_timing=True) for _ in range(often)]
+    for i in range(often):
+        torch.cuda._sleep(SLEEP_CYCLES)
+        other.sum()
         begin[i].record()
         calls[i % len(calls)]()
         end[i].record()
-    torch.cuda.synchronize()
+        torch.cuda.synchronize()
     return _times([b.elapsed_time(e) * 1e3 for b, e in zip(begin, end, strict=True)])
 
 
-def replay(calls: Sequence[Call], repetitions: int = REPETITIONS) -> Times:
+def replay(calls: Sequence[Call]) -> Times:
     """A graph of IN_GRAPH calls in rotation, replayed; the time of a replay over IN_GRAPH."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for call in [*calls, *calls]:
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        kept = [calls[i % len(calls)]() for i in range(IN_GRAPH)]
+    for call in [*calls, *calls]:
+        call()
+    often = repetitions(calls[0], IN_GRAPH)
+    before, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph, stream=before):
+            kept = [calls[i % len(calls)]() for i in range(IN_GRAPH)]
+    finally:  # a capture that fails leaves its stream behind
+        torch.cuda.set_stream(before)
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     graph.replay()
     found = []
-    for _ in range(repetitions):
+    for _ in range(often):
         begin.record()
         graph.replay()
         end.record()
@@ -77,13 +91,13 @@ def replay(calls: Sequence[Call], repetitions: int = REPETITIONS) -> Times:
     return _times(found)
 
 
-def host(calls: Sequence[Call], repetitions: int = REPETITIONS) -> Times:
+def host(calls: Sequence[Call], often: int | None = None) -> Times:
     """A wall clock around each call and, on a GPU, a wait for it."""
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     for call in calls:
         call()
     found = []
-    for i in range(repetitions):
+    for i in range(repetitions(calls[0]) if often is None else often):
         wait()
         started = time.perf_counter()
         calls[i % len(calls)]()
@@ -108,9 +122,9 @@ def ceilings() -> Ceilings:
     """Measured here and now, with random data."""
     source = torch.randint(0, 1 << 30, (1 << 30,), dtype=torch.int32, device="cuda")
     target = torch.empty_like(source)
-    copy = cold([partial(target.copy_, source)], 20).median
+    copy = cold([partial(target.copy_, source)]).median
     moved = 2 * source.numel() * 4
     del source, target
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    product = cold([partial(torch.mm, a, b)], 20).median
+    product = cold([partial(torch.mm, a, b)]).median
     return Ceilings(moved / copy * 1e6, 2 * 8192**3 / product * 1e6)

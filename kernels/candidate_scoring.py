@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .jit import ceil_div, constexpr, jit, next_power_of_2, tl
+from .jit import architecture, ceil_div, constexpr, contiguous, jit, next_power_of_2, on_its_device, tl
 from .top_keys import (
     MAX_INDEX,
     NONE,
@@ -120,7 +120,7 @@ def _check(
 
 
 def _check_values(
-    candidates: Tensor, titles: int, vectors: int, offsets: Tensor | None, members: Tensor | None
+    candidates: Tensor, titles: int, vectors: int, longest: int, offsets: Tensor | None, members: Tensor | None
 ) -> None:
     """What costs a look at the values: on a CPU only."""
     _check_range("candidate", candidates, -1, titles)
@@ -130,6 +130,8 @@ def _check_values(
         int(offsets[0]) != 0 or int(offsets[-1]) != len(candidates) or bool((offsets.diff() < 0).any())
     ):
         raise ValueError(f"offsets {offsets.tolist()[:8]}… must rise from 0 to {len(candidates)}")
+    if offsets is not None and len(offsets) > 1 and int(offsets.diff().max()) > longest:
+        raise ValueError(f"longest is {longest}, but a list has {int(offsets.diff().max())} candidates")
 
 
 def _check_range(what: str, values: Tensor, low: int, high: int) -> None:
@@ -152,7 +154,7 @@ def _op(
     bias: Tensor | None,
     exclude: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    _check_values(candidates, len(title_vectors), len(member_vectors), offsets, members)
+    _check_values(candidates, len(title_vectors), len(member_vectors), longest, offsets, members)
     return candidate_scoring_reference(
         member_vectors, title_vectors, candidates, k, longest, offsets, members, scales, bias, exclude
     )
@@ -172,6 +174,7 @@ def _shapes(
     return candidates.new_empty(lists, k, dtype=torch.int64), candidates.new_empty(lists, k, dtype=torch.float32)
 
 
+@on_its_device
 def candidate_scoring_reference(
     member_vectors: Tensor,
     title_vectors: Tensor,
@@ -191,39 +194,73 @@ def candidate_scoring_reference(
     if not candidates.numel() or not len(title_vectors):
         keys = candidates.new_full((lists, longest), NONE)
         return top_keys_reference(keys, k)
-    rows = torch.arange(lists, device=candidates.device) if members is None else members
-    if offsets is None:
-        scores = _scores(member_vectors.float(), title_vectors, rows[:, None], safe)
+    vectors = member_vectors.float()
+    if offsets is not None:
+        rows = torch.arange(lists, device=safe.device) if members is None else members
+        scores = _scores(vectors, title_vectors, rows.repeat_interleave(offsets.diff()), safe)
     else:
-        scores = _scores(member_vectors.float(), title_vectors, rows.repeat_interleave(offsets.diff()), safe)
+        scores = _padded_scores(vectors if members is None else vectors[members], title_vectors, safe)
     if scales is not None:
         scores = scores * scales[safe]
     if bias is not None:
         scores = scores + bias[safe]
-    keys = pack_keys(scores, candidates if exclude is None else candidates.masked_fill(exclude, -1))
-    if offsets is not None:
-        inside = torch.arange(longest, device=keys.device) < offsets.diff()[:, None]
-        keys = keys.new_full(inside.shape, NONE).masked_scatter(inside, keys)
+    if exclude is not None:
+        candidates = candidates.masked_fill(exclude, -1)
+    if offsets is None:
+        return _best(scores, candidates, k)
+    inside = torch.arange(longest, device=scores.device) < offsets.diff()[:, None]
+    keys = candidates.new_full(inside.shape, NONE).masked_scatter(inside, pack_keys(scores, candidates))
     return top_keys_reference(keys, k)
 
 
-def _scores(members: Tensor, titles: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """members[rows] · titles[columns] in float32; columns [R, K] with rows [R, 1], or both [L]."""
+def _best(scores: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """top_keys of the scores [R, K]. On a CPU torch ranks them where no two of the best are equal: keys cost more."""
+    if scores.device.type == "cpu" and k < scores.shape[1]:
+        if int(candidates.min()) < 0:
+            scores = scores.masked_fill(candidates < 0, -torch.inf)
+        values, place = scores.topk(k + 1, dim=1)
+        if bool((values[:, :-1] > values[:, 1:]).all()):  # false of NaN and of several −inf too
+            return candidates.gather(1, place[:, :k]), values[:, :k].contiguous()
+    return top_keys_reference(pack_keys(scores, candidates), k)
+
+
+def _padded_scores(members: Tensor, titles: Tensor, columns: Tensor) -> Tensor:
+    """members [R, D] · titles[columns [R, K]] in float32, [R, K]."""
     if columns.numel() >= len(titles):  # a small catalogue: everything, then pick
-        return (members @ titles.float().T)[rows, columns]
-    if faiss is not None and titles.device.type == "cpu" and titles.dtype == torch.float32:
-        # The gathered dot product without a gathered copy, several times faster than torch's two steps.
+        return (members @ titles.float().T).gather(1, columns)
+    if _faiss_takes(titles):
         members, titles, columns = members.contiguous(), titles.contiguous(), columns.contiguous()
-        rows, scores = rows.expand_as(columns).contiguous(), members.new_empty(columns.shape)
-        pointers = [faiss.swig_ptr(t.numpy()) for t in (members, rows, titles, columns, scores)]
+        scores = members.new_empty(columns.shape)
+        pointers = [faiss.swig_ptr(t.numpy()) for t in (scores, members, titles, columns)]
+        faiss.fvec_inner_products_by_idx(*pointers, members.shape[1], *columns.shape)
+        return scores
+    step = max(1, STEP // columns.shape[1])
+    parts = zip(members[:, None].split(step), columns.split(step), strict=True)
+    return torch.cat([torch.linalg.vecdot(m, titles[c].float()) for m, c in parts])
+
+
+def _scores(members: Tensor, titles: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """members[rows [L]] · titles[columns [L]] in float32, [L]."""
+    if columns.numel() >= len(titles):
+        return (members @ titles.float().T)[rows, columns]
+    if _faiss_takes(titles):
+        members, titles = members.contiguous(), titles.contiguous()
+        scores = members.new_empty(columns.shape)
+        inputs = (members, rows.contiguous(), titles, columns.contiguous(), scores)
+        pointers = [faiss.swig_ptr(t.numpy()) for t in inputs]
         faiss.pairwise_indexed_inner_product(members.shape[1], columns.numel(), *pointers)
         return scores
-    step = STEP if columns.dim() == 1 else max(1, STEP // columns.shape[1])
-    parts = zip(rows.split(step), columns.split(step), strict=True)
+    parts = zip(rows.split(STEP), columns.split(STEP), strict=True)
     return torch.cat([torch.linalg.vecdot(members[r], titles[c].float()) for r, c in parts])
 
 
+def _faiss_takes(titles: Tensor) -> bool:
+    """FAISS multiplies gathered rows without a copy of them, several times faster than torch's two steps."""
+    return faiss is not None and titles.device.type == "cpu" and titles.dtype == torch.float32
+
+
 @_op.register_kernel("cuda")
+@on_its_device
 def candidate_scoring_triton(
     member_vectors: Tensor,
     title_vectors: Tensor,
@@ -241,6 +278,8 @@ def candidate_scoring_triton(
     width = title_vectors.shape[1]
     if not lists or not longest or not len(title_vectors):
         return empty_answer(candidates, lists, k, 0)
+    if title_vectors.dtype == torch.float8_e4m3fn and architecture() < 89:  # no such type there
+        title_vectors = title_vectors.to(torch.bfloat16)
     tile = _tile(lists, longest)
     tiles = ceil_div(longest, tile)
     kept = next_power_of_2(min(k, longest))
@@ -261,12 +300,14 @@ def candidate_scoring_triton(
         keys,
         indices,
         scores,
-        offsets,
-        members,
-        scales,
-        bias,
+        contiguous(offsets),
+        contiguous(members),
+        contiguous(scales),
+        contiguous(bias),
         None if exclude is None else exclude.contiguous().view(torch.uint8),
         len(title_vectors),
+        len(member_vectors),
+        candidates.numel(),
         longest,
         k,
         WIDTH=width,
@@ -284,7 +325,7 @@ def _tile(lists: int, longest: int) -> int:
     return 128 if lists * longest >= 128 * PROGRAMS else 32
 
 
-@jit("titles", "longest", "k")
+@jit("titles", "vectors", "total", "longest", "k")
 def _score_tile(
     MEMBERS,
     TITLES,
@@ -298,6 +339,8 @@ def _score_tile(
     BIAS,
     EXCLUDE,
     titles,
+    vectors,
+    total,
     longest,
     k,
     WIDTH: constexpr,
@@ -316,8 +359,10 @@ def _score_tile(
     member = row
     if MEMBER_OF is not None:
         member = tl.load(MEMBER_OF + row)
+    known = (member >= 0) & (member < vectors)
+    member = tl.where(known, member, 0)
     place = tile * TILE + tl.arange(0, TILE)
-    listed = place < count
+    listed = (place < count) & (start + place >= 0) & (start + place < total) & known
     index = tl.load(CANDIDATES + start + place, mask=listed, other=-1)
     valid = (index >= 0) & (index < titles)
     if EXCLUDE is not None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .jit import ceil_div, constexpr, jit, next_power_of_2, tl
+from .jit import architecture, ceil_div, constexpr, contiguous, jit, next_power_of_2, on_its_device, tl
 from .top_keys import (
     MAX_INDEX,
     MAX_KEEP,
@@ -27,8 +27,10 @@ from .top_keys import (
 )
 
 TITLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.float8_e4m3fn)
-WIDEST = 1024  # a program holds whole title vectors
-MOST_QUERIES = 256  # beyond, scoring blocks again costs more than a matrix product and a sort
+WIDEST = 1024  # a program holds whole title vectors, and float32 ones, which no matrix unit multiplies, in registers
+WIDEST_FLOAT32 = 128
+SHARED = 200 * 1024  # bytes of a program's copies of titles and queries; 140 KB on sm_80
+MOST_QUERIES = 2048  # at once: what is kept of blocks stays below a few hundred megabytes
 CHUNK = 1 << 16  # titles per step of the torch path
 PROGRAMS = 1024  # a few for each processor of a large GPU, so that the last ones to end are a small part
 
@@ -109,6 +111,7 @@ def _compute_dtype(titles: Tensor) -> torch.dtype:
     return titles.dtype if titles.dtype.itemsize > 1 else torch.bfloat16
 
 
+@on_its_device
 def catalogue_search_reference(
     queries: Tensor,
     title_vectors: Tensor,
@@ -138,6 +141,7 @@ def catalogue_search_reference(
 
 
 @_op.register_kernel("cuda")
+@on_its_device
 def catalogue_search_triton(
     queries: Tensor,
     title_vectors: Tensor,
@@ -148,16 +152,23 @@ def catalogue_search_triton(
 ) -> tuple[Tensor, Tensor]:
     """The op's kernels; torch's matrix product and sort for many queries, very wide vectors or a large k."""
     (count, width), asked = title_vectors.shape, len(queries)
-    if asked > MOST_QUERIES or width > WIDEST or min(k, count) > MAX_KEEP:
+    if not _fits(title_vectors) or min(k, count) > MAX_KEEP:
         return catalogue_search_reference(queries, title_vectors, k, scales, bias, exclude)
+    if asked > MOST_QUERIES:
+        parts = queries.split(MOST_QUERIES)
+        bits = [exclude] * len(parts) if exclude is None or len(exclude) == 1 else exclude.split(MOST_QUERIES)
+        found = [
+            catalogue_search_triton(q, title_vectors, k, scales, bias, e) for q, e in zip(parts, bits, strict=True)
+        ]
+        return torch.cat([indices for indices, _ in found]), torch.cat([scores for _, scores in found])
     if not asked or not count:
         return empty_answer(queries, asked, k, 0)
     shape = _Shape(asked, title_vectors)
     inputs = (
         queries.to(_compute_dtype(title_vectors)).contiguous(),
         title_vectors.contiguous(),
-        scales,
-        bias,
+        contiguous(scales),
+        contiguous(bias),
         None if exclude is None else exclude.contiguous(),
     )
     sizes = (asked, count, 0 if exclude is None or len(exclude) == 1 else exclude.shape[1])
@@ -165,7 +176,7 @@ def catalogue_search_triton(
     maxima = queries.new_empty((asked, shape.blocks), dtype=torch.int64)
     programs = (ceil_div(asked, shape.queries), ceil_div(shape.blocks, shape.each))
     _block_maxima[programs](
-        *inputs, maxima, *sizes, shape.blocks, shape.each, **tile, num_warps=shape.warps, num_stages=3
+        *inputs, maxima, *sizes, shape.blocks, shape.each, **tile, num_warps=shape.warps, num_stages=shape.stages
     )
     chosen = min(k, shape.blocks)
     blocks, _ = top_keys_triton(maxima, chosen)
@@ -183,9 +194,27 @@ class _Shape:
         self.block = max(16, next_power_of_2(width))  # a tile's width; matrix units take no less than 16
         self.rows = min(128, max(16, 32768 // self.block))
         self.queries = min(64, max(16, next_power_of_2(asked)))  # 16 columns are the fewest of a matrix instruction
+        if titles.dtype == torch.float32 and width > 64:
+            self.queries = 16
+        limit = SHARED if architecture() >= 90 else SHARED * 7 // 10
+        while self._bytes(titles, 2) > limit and self.queries > 16:
+            self.queries //= 2
+        self.stages = 3 if self._bytes(titles, 3) <= limit else 2
         self.blocks = ceil_div(count, self.rows)
-        self.each = max(1, self.blocks // PROGRAMS)  # blocks per program, loaded while others are multiplied
-        self.warps = 8 if self.queries == 64 or titles.element_size() == 1 else 4  # one-byte titles are widened
+        self.each = ceil_div(self.blocks, PROGRAMS)  # blocks per program, loaded while others are multiplied
+        # One-byte titles are widened in registers, and so are many queries' scores.
+        self.warps = 8 if self.queries == 64 or titles.element_size() == 1 else 4
+
+    def _bytes(self, titles: Tensor, stages: int) -> int:
+        """Of shared memory: titles in flight, and the queries."""
+        item = max(titles.element_size(), 2)
+        return self.block * (stages * self.rows * titles.element_size() + self.queries * item)
+
+
+def _fits(titles: Tensor) -> bool:
+    if titles.dtype == torch.float8_e4m3fn and architecture() < 89:  # no such type there
+        return False
+    return titles.shape[1] <= (WIDEST_FLOAT32 if titles.dtype == torch.float32 else WIDEST)
 
 
 @jit()
@@ -228,7 +257,7 @@ def _scores_of_block(
     if EXCLUDE is not None:
         query = first + tl.arange(0, QUERIES_TILE)
         word = query.to(tl.int64)[None, :] * words + (title // 32)[:, None]
-        bits = tl.load(EXCLUDE + word, mask=valid & (query < asked)[None, :], other=0)
+        bits = tl.load(EXCLUDE + word, mask=(title < count)[:, None] & (query < asked)[None, :], other=0)
         valid = valid & (((bits >> (title % 32)[:, None]) & 1) == 0)
     return tl.where(valid, score, float("-inf"))
 

@@ -32,7 +32,7 @@ from .field_groups import (
     pairs,
     spread,
 )
-from .jit import architecture, ceil_div, constexpr, jit, next_power_of_2, tl
+from .jit import architecture, ceil_div, constexpr, contiguous, jit, next_power_of_2, on_its_device, tl
 
 Spans = Sequence[tuple[int, int]]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -135,6 +135,7 @@ def _cuda(
     return event_embedding_triton(ids, tables, pairs(columns), weight, bias)
 
 
+@on_its_device
 def event_embedding_triton(
     ids: Tensor, tables: Sequence[Tensor], spans: Spans, weight: Tensor, bias: Tensor | None = None
 ) -> Tensor:
@@ -157,7 +158,7 @@ def event_embedding_triton(
         lowest(tables),
         groups.meta,
         weight,
-        bias,
+        contiguous(bias),
         out,
         events,
         ids.shape[1],

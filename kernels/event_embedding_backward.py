@@ -32,14 +32,14 @@ from .field_groups import (
     pairs,
     spread,
 )
-from .jit import ceil_div, constexpr, jit, next_power_of_2, tl
+from .jit import ceil_div, constexpr, jit, next_power_of_2, on_its_device, tl
 from .segment_sum import segment_sum_triton
 
 Spans = Sequence[tuple[int, int]]
 SMALL = 512  # rows of a vocabulary whose gradient is a product: with more, sorting is less work
 PROGRAMS = 264  # two for each processor of a large GPU; sums over events are split until there are as many
 # Values that no id has: a row that no event meets, and one that every event does, whose gradient is the bias's.
-NEVER, ALWAYS = -3, -2
+NEVER, ALWAYS = -(1 << 31), -2
 
 
 @torch.library.custom_op("frontrow::event_embedding_backward", mutates_args=(), device_types="cpu")
@@ -69,6 +69,7 @@ def _shapes(
     return [*found, torch.empty_like(weight), weight.new_empty(weight.shape[0]), *rows]
 
 
+@on_its_device
 def event_embedding_backward_reference(
     grad: Tensor, ids: Tensor, tables: Sequence[Tensor], spans: Spans, weight: Tensor, sparse: bool
 ) -> list[Tensor]:
@@ -101,6 +102,7 @@ def _cuda(
     return event_embedding_backward_triton(grad, ids, tables, pairs(columns), weight, sparse)
 
 
+@on_its_device
 def event_embedding_backward_triton(
     grad: Tensor, ids: Tensor, tables: Sequence[Tensor], spans: Spans, weight: Tensor, sparse: bool = False
 ) -> list[Tensor]:

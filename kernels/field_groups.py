@@ -92,6 +92,8 @@ def _groups(
     of_fields: tuple[tuple[int, int, int, int, int, int], ...], item: int, per_chunk: int, device: torch.device
 ) -> Groups:
     """of_fields: (bytes from the lowest table to this one, V_f, E_f, first and last id column, first weight column)."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("event_embedding met new tables while a CUDA graph was captured; call it with them before")
     nothing = (0,) * FIELDS
     kinds: tuple[list[tuple[int, ...]], list[tuple[int, ...]]] = ([], [])
     for distance, rows, width, start, stop, at in of_fields:

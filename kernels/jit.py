@@ -6,8 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from contextlib import nullcontext, suppress
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import torch
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 triton: Any = None
 tl: Any = None
@@ -42,4 +47,34 @@ def next_power_of_2(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
-__all__ = ["architecture", "ceil_div", "constexpr", "jit", "next_power_of_2", "tl", "triton"]
+def on_its_device(function: F) -> F:
+    """A function of tensors run on the device of the first, since Triton launches on the current one, and without
+    autocast, which would round what is float32 here for a reason."""
+
+    @wraps(function)
+    def run(first: torch.Tensor, *arguments: Any, **more: Any) -> Any:
+        kind = first.device.type
+        device = torch.cuda.device(first.device) if kind == "cuda" else nullcontext()
+        exact = torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+        with device, exact:
+            return function(first, *arguments, **more)
+
+    return cast(F, run)
+
+
+def contiguous(tensor: Any) -> Any:
+    """Kernels read arrays as they lie in memory; None stays None."""
+    return None if tensor is None else tensor.contiguous()
+
+
+__all__ = [
+    "architecture",
+    "ceil_div",
+    "constexpr",
+    "contiguous",
+    "jit",
+    "next_power_of_2",
+    "on_its_device",
+    "tl",
+    "triton",
+]

@@ -41,8 +41,9 @@ def linear_cross_entropy(hidden: Tensor, title_vectors: Tensor, target: Tensor) 
     if target.device.type == "cpu" and target.numel() and int(target.max()) >= len(title_vectors):
         raise ValueError(f"target {int(target.max())} is outside [0, {len(title_vectors)})")
     target = torch.where(target < 0, IGNORED, target)
-    if liger is not None and hidden.is_cuda:
-        return liger(hidden, title_vectors.to(hidden.dtype), target, ignore_index=IGNORED, reduction="sum").float()
+    if liger is not None and hidden.is_cuda and len(hidden):
+        vectors = title_vectors.to(hidden.dtype)
+        return liger(hidden, vectors, target, ignore_index=IGNORED, reduction="sum", accum_dtype=torch.float32).float()
     return linear_cross_entropy_reference(hidden, title_vectors, target)
 
 

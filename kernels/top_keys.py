@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .jit import ceil_div, constexpr, jit, next_power_of_2, tl
+from .jit import ceil_div, constexpr, jit, next_power_of_2, on_its_device, tl
 
 NONE = -(1 << 63)
 MAX_INDEX = 0x7FFFFFFF
@@ -24,17 +24,19 @@ MAX_KEEP = 1024
 def pack_keys(scores: Tensor, indices: Tensor) -> Tensor:
     """scores float32 and indices int64 in [0, 2³¹) of one shape → int64 keys. NaN, −inf and index < 0 give NONE."""
     bits = (scores + 0.0).view(torch.int32)  # + 0.0 makes −0.0 and 0.0 one score
-    ordered = torch.where(bits < 0, bits ^ MAX_INDEX, bits).to(torch.int64)
-    keys = (ordered << 32) | (MAX_INDEX - indices)
-    return torch.where((indices >= 0) & (scores > -torch.inf), keys, NONE)
+    keys = torch.empty(scores.shape, dtype=torch.int64, device=scores.device)
+    halves = keys.view(torch.int32).view(*keys.shape, 2)  # the lower half comes first
+    torch.bitwise_xor(bits, (bits >> 31) & MAX_INDEX, out=halves[..., 1])
+    halves[..., 0] = MAX_INDEX - indices
+    return keys.masked_fill_((indices < 0) | ~(scores > -torch.inf), NONE)
 
 
 def unpack_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
     """int64 keys → (indices int64, scores float32); NONE gives −1 and −inf."""
     ordered = (keys >> 32).to(torch.int32)
-    scores = torch.where(ordered < 0, ordered ^ MAX_INDEX, ordered).view(torch.float32)
+    scores = (ordered ^ ((ordered >> 31) & MAX_INDEX)).view(torch.float32)
     none = keys == NONE
-    return (MAX_INDEX - (keys & 0xFFFFFFFF)).masked_fill(none, -1), scores.masked_fill(none, -torch.inf)
+    return (MAX_INDEX - (keys & 0xFFFFFFFF)).masked_fill_(none, -1), scores.masked_fill_(none, -torch.inf)
 
 
 def top_keys(keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -53,6 +55,7 @@ def top_keys_reference(keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return unpack_keys(best)
 
 
+@on_its_device
 def top_keys_triton(keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Tiles of each row are reduced to their best until one tile is left."""
     rows, count = keys.shape

@@ -18,7 +18,7 @@ ABOUT = dict.fromkeys(("device", "driver", "torch", "triton", "commit", "date", 
 
 
 def twice(calls: list[Call]) -> Times:
-    return host(calls, repetitions=2)
+    return host(calls, often=2)
 
 
 CLOCKS: dict[str, Callable[..., Times]] = {"cold": twice}
@@ -72,13 +72,14 @@ def test_an_op_that_is_wrong_is_not_timed(cases: Iterator[Case], monkeypatch: py
 
 
 def test_a_peer_that_fails_says_so_and_the_rest_is_timed(cases: Iterator[Case]) -> None:
-    def fail() -> None:
+    def fail() -> list[Call]:
         raise RuntimeError("no room\nfor details")
 
     case = next(case for case in cases if case.op == "catalogue_search")
-    case.peers["broken"] = [fail]
+    case.peers |= {"unmade": fail, "broken": lambda: [fail]}
     rows = list(kernels.measure(case, CARD, CLOCKS))
-    assert [row["note"] for row in rows if row["implementation"] == "broken"] == ["RuntimeError: no room"]
+    for name in ("unmade", "broken"):
+        assert [row["note"] for row in rows if row["implementation"] == name] == ["RuntimeError: no room"]
     assert sum("median_us" in row for row in rows) == 2 * 3
 
 
@@ -94,3 +95,13 @@ def test_without_a_gpu_nothing_is_measured_or_written(tmp_path: Path, capsys: py
     assert kernels.main(["--out", str(tmp_path / "out")]) == 2
     assert "no GPU" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_second_run_keeps_what_it_did_not_measure_again(cases: Iterator[Case], tmp_path: Path) -> None:
+    searched = [case for case in cases if case.op == "catalogue_search"]
+    file = tmp_path / "rows.csv"
+    both = kernels.write_rows(file, [row for case in searched for row in kernels.measure(case, CARD, CLOCKS)], ABOUT)
+    again = kernels.write_rows(file, kernels.measure(searched[0], CARD, CLOCKS), ABOUT)
+    assert len(again) == len(both)
+    assert {kernels.case_of(row) for row in again} == {kernels.case_of(row) for row in both}
+    assert kernels.table(again, ABOUT).count("| catalogue_search |") == 2

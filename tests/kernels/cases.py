@@ -72,6 +72,11 @@ CASES: dict[str, dict[str, Launch]] = {
         "bf16 Q=64": search(64, torch.bfloat16),
         "bf16 Q=8 D=256": search(8, torch.bfloat16, 256),
         "int8 Q=8": search(8, torch.int8),
+        "int8 Q=64": search(64, torch.int8),
+        "bf16 Q=64 D=256": search(64, torch.bfloat16, 256),
+        "bf16 Q=64 D=1024": search(64, torch.bfloat16, 1024),
+        "fp32 Q=8 D=64": search(8, torch.float32, 64),
+        "fp32 Q=64 D=128": search(64, torch.float32, 128),
     },
     "event_embedding": {
         "bf16 M=512": embedding(torch.bfloat16, 512, False),

@@ -141,6 +141,7 @@ def test_scales_bias_and_exclusion_with_every_kind_of_table(filler: int, dtype: 
         ({"members": torch.tensor([0, 1, 2])}, r"member 2 is outside \[0, 2\)"),
         ({"members": torch.tensor([0, 1])}, r"members is torch.int64 \(2,\); expected torch.int64 \(3,\)"),
         ({"members": None}, "need `members`"),
+        ({"longest": 3}, "longest is 3, but a list has 4 candidates"),
         ({"bias": torch.zeros(4)}, r"bias is torch.float32 \(4,\)"),
         ({"scales": torch.zeros(5, dtype=torch.float64)}, "scales is torch.float64"),
         ({"exclude": torch.zeros(3, dtype=torch.bool)}, "exclude is torch.bool"),

@@ -88,6 +88,24 @@ def test_nothing_to_score() -> None:
     check(torch.randn(1, 8), torch.randn(3, 8), torch.tensor([[1, 2]]), 2, exclude=torch.ones(1, 2, dtype=torch.bool))
 
 
+def test_inputs_that_are_not_contiguous() -> None:
+    wide = torch.randn(60, 2)
+    more = {"scales": wide[:, 0], "bias": wide[:, 1]}
+    check(torch.randn(8, 3).T, torch.randn(60, 16)[:, ::2], torch.randint(0, 60, (40, 3)).T, 9, **more)
+    offsets, members = torch.tensor([[0, 9], [3, 9], [7, 9]])[:, 0], torch.tensor([[1, 9], [0, 9]])[:, 0]
+    check(torch.randn(2, 8), torch.randn(60, 8), torch.arange(7), 3, offsets=offsets, members=members)
+
+
+def test_members_and_offsets_that_do_not_exist_are_not_read() -> None:
+    titles, vectors, candidates = torch.randn(9, 4).to(DEVICE), torch.randn(2, 4).to(DEVICE), torch.arange(6).to(DEVICE)
+    offsets, members = torch.tensor([0, 3, 6]).to(DEVICE), torch.tensor([5, 1]).to(DEVICE)
+    indices, _ = candidate_scoring_triton(vectors, titles, candidates, 3, 3, offsets, members)
+    assert indices[0].tolist() == [-1, -1, -1]
+    assert sorted(indices[1].tolist()) == [3, 4, 5]
+    indices, _ = candidate_scoring_triton(vectors, titles, candidates, 3, 3, torch.tensor([0, 3, 900]).to(DEVICE))
+    assert sorted(indices[1].tolist()) == [3, 4, 5]
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_any_list(data: st.DataObject) -> None:

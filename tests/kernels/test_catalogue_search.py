@@ -103,6 +103,23 @@ def test_a_catalogue_of_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     check(catalogue_search_reference, torch.randn(2, 8), torch.randn(300, 8), 100, exclude, bias=torch.randn(300))
 
 
+def test_more_queries_than_are_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_QUERIES", 2)
+    check(catalogue_search_triton, torch.randn(5, 8), torch.randn(90, 8), 4, torch.rand(5, 90) < 0.5)
+
+
+@PATHS
+def test_inputs_that_are_not_contiguous(search: Search) -> None:
+    wide = torch.rand(90, 2)
+    check(search, torch.randn(8, 3).T, torch.randn(90, 16)[:, ::2], 4, scales=wide[:, 0], bias=wide[:, 1])
+
+
+@PATHS
+def test_autocast_does_not_round(search: Search) -> None:
+    with torch.autocast(DEVICE, torch.bfloat16):
+        check(search, torch.randn(3, 8), torch.randn(90, 8), 4)
+
+
 def test_many_blocks_per_program(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PROGRAMS", 2)
     check(catalogue_search_triton, torch.randn(3, 8), torch.randn(1000, 8), 30)
