@@ -359,10 +359,12 @@ def _score_tile(
     member = row
     if MEMBER_OF is not None:
         member = tl.load(MEMBER_OF + row)
-    known = (member >= 0) & (member < vectors)
+    # What lies outside is not read: lists of members that do not exist, and places that do not.
+    known = (member >= 0) & (member < vectors) & (start >= 0)
+    count = tl.where(known, tl.minimum(count, total - start), 0)
     member = tl.where(known, member, 0)
     place = tile * TILE + tl.arange(0, TILE)
-    listed = (place < count) & (start + place >= 0) & (start + place < total) & known
+    listed = place < count
     index = tl.load(CANDIDATES + start + place, mask=listed, other=-1)
     valid = (index >= 0) & (index < titles)
     if EXCLUDE is not None:
