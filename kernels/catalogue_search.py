@@ -27,7 +27,7 @@ from .top_keys import (
 )
 
 TITLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.float8_e4m3fn)
-WIDEST = 1024  # a program holds whole title vectors, and float32 ones, which no matrix unit multiplies, in registers
+WIDEST = 1024  # a program holds whole title vectors, and float32 ones in registers too
 WIDEST_FLOAT32 = 128
 SHARED = 200 * 1024  # bytes of a program's copies of titles and queries; 140 KB on sm_80
 MOST_QUERIES = 2048  # at once: what is kept of blocks stays below a few hundred megabytes
@@ -192,7 +192,7 @@ class _Shape:
     def __init__(self, asked: int, titles: Tensor) -> None:
         count, width = titles.shape
         self.block = max(16, next_power_of_2(width))  # a tile's width; matrix units take no less than 16
-        self.rows = min(128, max(16, 32768 // self.block))
+        self.rows = min(128, max(16, (8192 if titles.dtype == torch.float32 else 32768) // self.block))
         self.queries = min(64, max(16, next_power_of_2(asked)))  # 16 columns are the fewest of a matrix instruction
         if titles.dtype == torch.float32 and width > 64:
             self.queries = 16
@@ -248,7 +248,8 @@ def _scores_of_block(
     column = tl.arange(0, BLOCK)
     inside = (title < count)[:, None] & (column < WIDTH)[None, :]
     rows = tl.load(TITLES + title.to(tl.int64)[:, None] * WIDTH + column[None, :], mask=inside, other=0.0)
-    score = tl.dot(rows.to(vectors.dtype), vectors, input_precision="ieee")
+    # float32: as three products of tensorfloat32 halves, which lose 2⁻²¹ of a product at most
+    score = tl.dot(rows.to(vectors.dtype), vectors, input_precision="tf32x3")
     if SCALES is not None:
         score *= tl.load(SCALES + title, mask=title < count, other=0.0)[:, None]
     if BIAS is not None:

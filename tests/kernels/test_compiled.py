@@ -64,7 +64,8 @@ def test_every_kernel_is_within_its_budget(op: str) -> None:
                 faults += [f"{where}: registers over {allowed}"] * (kernel["registers"] > allowed["registers"] * SLACK)
                 faults += [f"{where}: shared over {allowed}"] * (kernel["shared"] > allowed["shared"] * SLACK)
                 faults += [f"{where}: no {name}" for name in allowed["has"] if not kernel.get(name)]
-                faults += [f"{where}: 2-byte loads"] * bool(kernel.get("2-byte loads"))
+                # One such load is a bias of fewer values than the program has threads.
+                faults += [f"{where}: 2-byte loads"] * (kernel.get("2-byte loads", 0) > 1)
     assert not faults, "\n".join(faults)
 
 
@@ -73,10 +74,9 @@ def test_heavy_loads_are_wide_and_products_use_matrix_units() -> None:
     for case, of_architecture in compiled("catalogue_search").items():
         for architecture, kernels in of_architecture.items():
             for kernel in kernels:
-                if case.startswith("fp32"):  # matrix units would round
-                    continue
                 if kernel["kernel"] in ("_block_maxima", "_score_blocks"):
-                    assert kernel[matrix[architecture]]
+                    few = "D=1024" in case  # of the widest titles too few lie in a block for the newer instructions
+                    assert kernel["mma" if few else matrix[architecture]]
                     assert kernel["16-byte loads"]
                 if kernel["kernel"] == "_block_maxima":
                     assert kernel["async copies"], "titles are loaded while others are multiplied"
@@ -87,12 +87,12 @@ def test_heavy_loads_are_wide_and_products_use_matrix_units() -> None:
 
 @pytest.mark.parametrize("architecture", ["80", "90", "100"])
 def test_both_passes_of_a_search_multiply_alike(architecture: str) -> None:
-    """Their scores must be the same bits: as many instructions of the same kind for a tile."""
+    """Their scores must be the same bits: the same instructions for a tile, of which the loop may hold two."""
     for case, of_architecture in compiled("catalogue_search").items():
         passes = {k["kernel"]: k for k in of_architecture[architecture]}
-        kinds = ("wgmma",) if architecture == "90" else ("mma",)
-        for kind in kinds if not case.startswith("fp32") else ():
-            assert passes["_block_maxima"].get(kind) == passes["_score_blocks"].get(kind), case
+        for kind in ("wgmma", "tcgen05", "mma"):
+            of_loop, of_tile = (passes[name].get(kind, 0) for name in ("_block_maxima", "_score_blocks"))
+            assert of_loop in (of_tile, 2 * of_tile), case
 
 
 if __name__ == "__main__":
