@@ -121,9 +121,9 @@ def _check(
 
 def _check_values(
     candidates: Tensor, titles: int, vectors: int, longest: int, offsets: Tensor | None, members: Tensor | None
-) -> None:
-    """What costs a look at the values: on a CPU only."""
-    _check_range("candidate", candidates, -1, titles)
+) -> bool:
+    """What costs a look at the values: on a CPU only. Returns whether there is a −1 among the candidates."""
+    padded = _check_range("candidate", candidates, -1, titles) < 0
     if members is not None:
         _check_range("member", members, 0, vectors)
     if offsets is not None and (
@@ -132,17 +132,28 @@ def _check_values(
         raise ValueError(f"offsets {offsets.tolist()[:8]}… must rise from 0 to {len(candidates)}")
     if offsets is not None and len(offsets) > 1 and int(offsets.diff().max()) > longest:
         raise ValueError(f"longest is {longest}, but a list has {int(offsets.diff().max())} candidates")
+    return padded
 
 
-def _check_range(what: str, values: Tensor, low: int, high: int) -> None:
-    if values.numel():
-        least, most = (int(v) for v in values.aminmax())
-        if least < low or most >= high:
-            raise ValueError(f"{what} {least if least < low else most} is outside [{low}, {high})")
+def _check_range(what: str, values: Tensor, low: int, high: int) -> int:
+    """The least of the values, all of which must lie in [low, high)."""
+    if not values.numel():
+        return low
+    least, most = (int(v) for v in values.aminmax())
+    if least < low or most >= high:
+        raise ValueError(f"{what} {least if least < low else most} is outside [{low}, {high})")
+    return least
 
 
-@torch.library.custom_op("frontrow::candidate_scoring", mutates_args=(), device_types="cpu")
-def _op(
+OP = "frontrow::candidate_scoring"
+torch.library.define(
+    OP,
+    "(Tensor member_vectors, Tensor title_vectors, Tensor candidates, SymInt k, SymInt longest, Tensor? offsets, "
+    "Tensor? members, Tensor? scales, Tensor? bias, Tensor? exclude) -> (Tensor, Tensor)",
+)
+
+
+def _cpu(
     member_vectors: Tensor,
     title_vectors: Tensor,
     candidates: Tensor,
@@ -154,13 +165,12 @@ def _op(
     bias: Tensor | None,
     exclude: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    _check_values(candidates, len(title_vectors), len(member_vectors), longest, offsets, members)
+    padded = _check_values(candidates, len(title_vectors), len(member_vectors), longest, offsets, members)
     return candidate_scoring_reference(
-        member_vectors, title_vectors, candidates, k, longest, offsets, members, scales, bias, exclude
+        member_vectors, title_vectors, candidates, k, longest, offsets, members, scales, bias, exclude, padded
     )
 
 
-@_op.register_fake
 def _shapes(
     member_vectors: Tensor,
     title_vectors: Tensor,
@@ -186,11 +196,12 @@ def candidate_scoring_reference(
     scales: Tensor | None = None,
     bias: Tensor | None = None,
     exclude: Tensor | None = None,
+    padded: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """The op in torch on any device: all scores, packed, sorted. What CPUs run."""
+    """The op in torch on any device: all scores, packed, sorted. What CPUs run. Not padded: no candidate is −1."""
     lists = len(candidates) if offsets is None else len(offsets) - 1
     candidates = candidates.to(torch.int64)
-    safe = candidates.clamp(min=0)
+    safe = candidates.clamp(min=0) if padded else candidates
     if not candidates.numel() or not len(title_vectors):
         keys = candidates.new_full((lists, longest), NONE)
         return top_keys_reference(keys, k)
@@ -205,18 +216,18 @@ def candidate_scoring_reference(
     if bias is not None:
         scores = scores + bias[safe]
     if exclude is not None:
-        candidates = candidates.masked_fill(exclude, -1)
+        candidates, padded = candidates.masked_fill(exclude, -1), True
     if offsets is None:
-        return _best(scores, candidates, k)
+        return _best(scores, candidates, k, padded)
     inside = torch.arange(longest, device=scores.device) < offsets.diff()[:, None]
     keys = candidates.new_full(inside.shape, NONE).masked_scatter(inside, pack_keys(scores, candidates))
     return top_keys_reference(keys, k)
 
 
-def _best(scores: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _best(scores: Tensor, candidates: Tensor, k: int, padded: bool) -> tuple[Tensor, Tensor]:
     """top_keys of the scores [R, K]. On a CPU torch ranks them where no two of the best are equal: keys cost more."""
     if scores.device.type == "cpu" and k < scores.shape[1]:
-        if int(candidates.min()) < 0:
+        if padded:
             scores = scores.masked_fill(candidates < 0, -torch.inf)
         values, place = scores.topk(k + 1, dim=1)
         if bool((values[:, :-1] > values[:, 1:]).all()):  # false of NaN and of several −inf too
@@ -227,7 +238,7 @@ def _best(scores: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def _padded_scores(members: Tensor, titles: Tensor, columns: Tensor) -> Tensor:
     """members [R, D] · titles[columns [R, K]] in float32, [R, K]."""
     if columns.numel() >= len(titles):  # a small catalogue: everything, then pick
-        return (members @ titles.float().T).gather(1, columns)
+        return (titles.float() @ members.T).T.gather(1, columns)  # faster so than the other way round
     if _faiss_takes(titles):
         members, titles, columns = members.contiguous(), titles.contiguous(), columns.contiguous()
         scores = members.new_empty(columns.shape)
@@ -259,7 +270,6 @@ def _faiss_takes(titles: Tensor) -> bool:
     return faiss is not None and titles.device.type == "cpu" and titles.dtype == torch.float32
 
 
-@_op.register_kernel("cuda")
 @on_its_device
 def candidate_scoring_triton(
     member_vectors: Tensor,
@@ -323,6 +333,11 @@ def candidate_scoring_triton(
 def _tile(lists: int, longest: int) -> int:
     """Candidates per program: few where there are few lists, so that every processor has some."""
     return 128 if lists * longest >= 128 * PROGRAMS else 32
+
+
+torch.library.impl(OP, "CPU", _cpu)
+torch.library.impl(OP, "CUDA", candidate_scoring_triton)
+torch.library.register_fake(OP, _shapes)
 
 
 @jit("titles", "vectors", "total", "longest", "k")
