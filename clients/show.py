@@ -192,6 +192,7 @@ def training_bar(
             parts = [f"{of}epoch {p.epoch + 1}/{epochs}"]
             if last.get("validation"):
                 parts.append(f"ndcg@10 {last['validation']['ndcg@10']:.4f}")
+            parts.append(f"{p.tokens_per_second:,.0f} tokens/s ({p.utilisation:.0%})")
             losses = [f"{name} {loss:.2f}" for name, loss in p.losses.items() if loss]
             text = "  ".join((*parts, *(["loss:", *losses] if losses else [])))
             shown.update(task, total=epochs * p.steps, completed=p.epoch * p.steps + p.step, description=text)

@@ -26,6 +26,7 @@ from ..foundation.model import FoundationModel, ModelConfig
 from .batches import evaluated_members, trained_titles, trained_values, training_batches
 from .data import Dataset
 from .evaluate import ranking_metrics, ranks_of_targets
+from .speed import matmul_rate, training_flops
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,16 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a step reports: losses per head are means over the epoch so far, of this process's share of the batches."""
+    """What a step reports: losses per head are means over the epoch so far, of this process's share of the batches, as
+    are its tokens per second and the utilisation of its device, a share of what `matmul_rate` measured."""
 
     epoch: int
     step: int
     steps: int
     losses: Mapping[str, float]
     validation: Mapping[str, float] | None = None
+    tokens_per_second: float = 0.0
+    utilisation: float = 0.0
 
 
 def build_model(data: Dataset, config: ModelConfig) -> FoundationModel:
@@ -108,6 +112,7 @@ def train(
     )
     run_dir.mkdir(parents=True, exist_ok=True)
     trained = {name: torch.from_numpy(values) for name, values in trained_values(data).items()}
+    rate_of_device = matmul_rate(device, mixed_precision(device) or torch.float32)
     state = _State()
     if resume and (run_dir / "checkpoint.pt").is_file():
         state = _load_checkpoint(run_dir / "checkpoint.pt", model, optimizer, rank, world, config)
@@ -121,7 +126,8 @@ def train(
         model.train()
         sums: dict[str, float] = {}
         means: dict[str, float] = {}
-        rate = 0.0
+        speed = (0.0, 0.0)
+        rate, tokens, flops = 0.0, 0, 0.0
         for done, batch in enumerate(batches, start=1):
             rate = schedule(state.step, config.warmup_steps, len(batches) * config.epochs)
             for group in optimizer.param_groups:
@@ -139,7 +145,10 @@ def train(
             for name, loss in losses.items():
                 sums[name] = sums.get(name, 0.0) + loss.item()
             means = {name: s / done for name, s in sums.items()}
-            on_progress(Progress(state.epoch, done, len(batches), means))
+            tokens, flops = tokens + len(batch.tokens), flops + training_flops(model, batch.offsets)
+            seconds = time.monotonic() - started
+            speed = (tokens / seconds, flops / seconds / rate_of_device)
+            on_progress(Progress(state.epoch, done, len(batches), means, None, *speed))
         model.events.fill_untrained(trained)
         validation = _validate(model, data, rank, world)
         state.epoch += 1
@@ -148,12 +157,18 @@ def train(
             if rank == 0:
                 _save(run_dir / "best.pt", model.state_dict())
         state.history.append(
-            {"epoch": state.epoch, "seconds": round(time.monotonic() - started, 2), "learning_rate": rate}
+            {
+                "epoch": state.epoch,
+                "seconds": round(time.monotonic() - started, 2),
+                "tokens_per_second": round(speed[0]),
+                "utilisation": round(speed[1], 4),
+                "learning_rate": rate,
+            }
             | {f"loss_{name}": s / len(batches) for name, s in sums.items()}
             | {f"validation_{name}": v for name, v in validation.items()}
         )
         _save_checkpoint(run_dir, state, model, optimizer, config, rank, world)
-        on_progress(Progress(state.epoch - 1, len(batches), len(batches), means, validation))
+        on_progress(Progress(state.epoch - 1, len(batches), len(batches), means, validation, *speed))
     if world > 1:
         dist.barrier()  # best.pt is written by the first process
     return load_best(model, run_dir)

@@ -42,9 +42,10 @@ class Stopped(Exception):
 
 
 def rows(run_dir: Path) -> list[dict[str, str]]:
-    """metrics.csv without the time each epoch took."""
+    """metrics.csv without how fast each epoch went."""
+    speed = ("seconds", "tokens_per_second", "utilisation")
     with (run_dir / "metrics.csv").open() as file:
-        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+        return [{k: v for k, v in row.items() if k not in speed} for row in csv.DictReader(file)]
 
 
 def weights(run_dir: Path, name: str = "best.pt") -> dict[str, torch.Tensor]:
