@@ -24,7 +24,7 @@ test-long: .venv/ready  ## what takes longer: several training runs, soak
 	$(bin)/pytest -m long
 
 bench: .venv/ready  ## what the README's tables say, into benchmarks/results/: quality, latency, CPU kernels
-	$(bin)/frontrow bench quality
+	$(bin)/frontrow reproduce ml-100k
 	$(bin)/frontrow bench latency
 	$(bin)/frontrow bench scoring-cpu
 	$(bin)/frontrow bench embedding-cpu

@@ -84,7 +84,7 @@ def frontrow(
     """Train a model on what members did, and serve their homepages."""
 
 
-def _print_json(value: Any) -> None:
+def print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False))
 
 
@@ -119,7 +119,7 @@ def data(
         fetch_movielens_100k(folder, source)
         dataset = load_dataset(folder, default_schema())
     if as_json:
-        _print_json({"folder": str(folder), **dataset.counts, "fingerprint": dataset.fingerprint})
+        print_json({"folder": str(folder), **dataset.counts, "fingerprint": dataset.fingerprint})
     else:
         console.print(f"{folder}: {show.counts(dataset.counts)}, {origin}", soft_wrap=True)
 
@@ -164,7 +164,7 @@ def train(
         return
     best = best_epoch(run)
     if as_json:
-        _print_json({"run": str(run), **best})
+        print_json({"run": str(run), **best})
     else:
         done = "trained" if last["epoch"] >= 0 else "is trained already"
         text = f"{run} {done}: best weights of epoch {best['epoch']:.0f}, {show.metrics(best)}; metrics.csv, curves.png"
@@ -212,7 +212,7 @@ def evaluate(
     if part == "test":
         (run / "evaluation.json").write_text(json.dumps(table, indent=1))
     if as_json:
-        _print_json(table)
+        print_json(table)
     else:
         show.evaluation(console, run, table)
 
@@ -246,7 +246,7 @@ def export(
         )  # fmt: skip
     table = read_manifest(path)["metrics"]["rows"]
     if as_json:
-        _print_json({"bundle": str(path), "version": int(path.name), "rows": table})
+        print_json({"bundle": str(path), "version": int(path.name), "rows": table})
     else:
         show.row_table(console, table)
         console.print(f"{run} is now bundle {path}", soft_wrap=True, highlight=False)
@@ -349,7 +349,7 @@ def homepage(
     except FrontrowError as error:  # the client's own words are for programmers
         raise type(error)(str(error).replace("timeout_s", "--timeout")) from error
     if as_json:
-        _print_json(page.to_dict())
+        print_json(page.to_dict())
     else:
         show.homepage(console, page)
 
@@ -373,8 +373,28 @@ def demo(
     run_demo(member, epochs, run, bundles, grpc_port=grpc_port, http_port=http_port, metrics_port=metrics_port)
 
 
+@app.command()
+def reproduce(
+    name: Annotated[str | None, typer.Argument(help="ml-100k or ml-1m; any name with --interactions.")] = None,
+    source: Annotated[Path | None, typer.Option(help="Folder that holds the data set; ml-1m needs it.")] = None,
+    interactions: Annotated[
+        Path | None, typer.Option(help="CSV or Parquet of your own: member, title and perhaps timestamp, rating.")
+    ] = None,
+    titles: Annotated[Path | None, typer.Option(help="With it: title and perhaps name, year, genres.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(min=0, help="Repeat for several; default: those published.")] = None,
+    epochs: Epochs = None,
+    as_json: Json = False,
+) -> None:
+    """Measure how well titles are ranked on a data set.
+
+    Trains the recipe with several seeds, resuming what was stopped, and writes the result beside baselines.
+    """
+    from .reproduce import run_reproduce
+
+    run_reproduce(name, source, interactions, titles, seed, epochs, as_json)
+
+
 class Benchmark(StrEnum):
-    quality = "quality"
     latency = "latency"
     scoring_cpu = "scoring-cpu"
     embedding_cpu = "embedding-cpu"
@@ -403,7 +423,7 @@ def doctor(as_json: Json = False) -> None:
 
     checks = run_checks()
     if as_json:
-        _print_json({"checks": [asdict(c) for c in checks]})
+        print_json({"checks": [asdict(c) for c in checks]})
     else:
         show.checks(console, checks)
     if any(c.status in ("missing", "wrong") for c in checks):

@@ -102,7 +102,17 @@ def counts(of: Mapping[str, int]) -> str:
 def evaluation(console: Console, run: Path, table: Mapping[str, Any]) -> None:
     """The model and the baselines, a line each."""
     lines = {name: table[name] for name in ("model", "model_without_request_fields")} | table["baselines"]
-    title = f"{run}: {table['part']} items of {table['members']:,} members, full catalogue"
+    _ranking(console, f"{run}: {table['part']} items of {table['members']:,} members, full catalogue", lines)
+
+
+def reproduction(console: Console, result: Mapping[str, Any]) -> None:
+    """Each seed, the model's mean and the baselines, a line each."""
+    lines = {f"seed {run['seed']}, epoch {run['epoch']}": run for run in result["seeds"]}
+    lines |= {"model": result["mean"]} | result["baselines"]
+    _ranking(console, f"{result['dataset']}; test items, full catalogue", lines)
+
+
+def _ranking(console: Console, title: str, lines: Mapping[str, Mapping[str, float]]) -> None:
     shown = Table(title=title, title_justify="left")
     shown.add_column("ranked by")
     for name in ("HR@10", "NDCG@10", "MRR", "coverage", "pop. bias", "novelty"):
@@ -167,9 +177,10 @@ def bar(console: Console, quiet: bool = False) -> Iterator[Progress]:
 
 @contextmanager
 def training_bar(
-    console: Console, epochs: int, last: dict[str, Any] | None = None, quiet: bool = False
+    console: Console, epochs: int, last: dict[str, Any] | None = None, quiet: bool = False, of: str = ""
 ) -> Iterator[Callable[[Any], None]]:
-    """A bar over all steps; yields what takes each training Progress. `last` gets what was reported last."""
+    """A bar over all steps; yields what takes each training Progress. `last` gets what was reported last; `of` says
+    what is trained."""
     last = {} if last is None else last
     with bar(console, quiet) as shown:
         task = shown.add_task("training", total=None)
@@ -178,7 +189,7 @@ def training_bar(
             last.update(epoch=p.epoch, losses=dict(p.losses))
             if p.validation:
                 last["validation"] = dict(p.validation)
-            parts = [f"epoch {p.epoch + 1}/{epochs}"]
+            parts = [f"{of}epoch {p.epoch + 1}/{epochs}"]
             if last.get("validation"):
                 parts.append(f"ndcg@10 {last['validation']['ndcg@10']:.4f}")
             losses = [f"{name} {loss:.2f}" for name, loss in p.losses.items() if loss]

@@ -252,7 +252,7 @@ def test_every_command_has_a_summary_that_fits_and_the_version_is_told(tmp_path:
     shown = run("--help", cwd=tmp_path).stdout
     assert "..." not in shown.split("Commands:")[1]
     order = re.findall(r"^  (\w+) ", shown.split("Commands:")[1], re.MULTILINE)
-    assert order == ["data", "train", "evaluate", "export", "serve", "homepage", "demo", "bench", "doctor"]
+    assert order == ["data", "train", "evaluate", "export", "serve", "homepage", "demo", "reproduce", "bench", "doctor"]
     assert re.fullmatch(r"frontrow \d+\.\d+\.\d+\n", run("--version", cwd=tmp_path).stdout)
 
 

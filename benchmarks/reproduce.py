@@ -1,0 +1,113 @@
+"""How well are titles ranked on a public data set, or on interactions of your own? Several seeds, beside baselines.
+
+    frontrow reproduce ml-100k                  → results/ml-100k.json
+    frontrow reproduce ml-1m --source FOLDER    → results/ml-1m.json
+    frontrow reproduce --interactions FILE      → runs/reproduce/<name>/result.json
+
+Leave one out: a member's last event is the test item, looked at once, the one before picks the epoch. A seed that was
+stopped goes on where it was; one that is finished is not trained again.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..foundation.bundle import read_manifest
+from ..foundation.schema import Schema, default_schema
+from ..training.data import load_dataset
+from ..training.evaluate import evaluate
+from ..training.export import export_bundle
+from ..training.interactions import Interactions, read_ml_1m
+from ..training.movielens import fetch_movielens_100k
+from ..training.runs import best_epoch, load_run, train_run
+from ..training.train import Progress, TrainConfig
+from .provenance import provenance, write_result
+
+RUNS = Path("runs/reproduce")
+SEEDS = {"ml-100k": [0, 1, 2, 3, 4], "ml-1m": [0, 1, 2]}
+PROTOCOL = (
+    "leave one out: last event test, second-last validation (picks the epoch), the rest training; all {titles:,} "
+    "titles ranked, titles seen before filtered out, ties go to the smaller id; order {order}; all members with three "
+    "events or more"
+)
+
+
+def prepare(name: str, source: Path | None, interactions: Interactions | None) -> tuple[Path, Schema, str]:
+    """(folder of the data set, its schema, the order of a member's events). Raises DataError or ValueError."""
+    if interactions is None and name == "ml-100k":
+        folder = fetch_movielens_100k(Path("data/movielens-100k"), source)
+        return folder, default_schema(), "(member, timestamp, file order)"
+    if interactions is None:
+        if name != "ml-1m":
+            raise ValueError(f"{name!r} is not one of {', '.join(SEEDS)}; give a file of your own with --interactions")
+        if source is None:
+            raise ValueError("ml-1m must not be shipped: give --source, a folder with ml-1m.txt of the SASRec code")
+        interactions = read_ml_1m(source)
+    order = "(member, file order)" if interactions.timestamp is None else "(member, timestamp, file order)"
+    return interactions.write(Path("data") / name), interactions.schema(), order
+
+
+def settings(name: str) -> TrainConfig:
+    """The recipe; larger data in larger batches."""
+    return TrainConfig(epochs=50, batch_tokens=8000, learning_rate=1e-3) if name == "ml-1m" else TrainConfig()
+
+
+def reproduce(
+    name: str,
+    folder: Path,
+    schema: Schema,
+    order: str,
+    seeds: list[int],
+    config: TrainConfig,
+    command: str,
+    bar: Callable[[int], AbstractContextManager[Callable[[Progress], None]]],
+) -> dict[str, Any]:
+    """Trains and evaluates each seed; the result so far is written after each. bar(seed) yields what takes its
+    progress."""
+    source = provenance(command)
+    data = load_dataset(folder, schema)
+    runs: list[dict[str, Any]] = []
+    content: dict[str, Any] = {}
+    rows: dict[str, Any] = {}
+    for seed in seeds:
+        run = RUNS / name / f"seed-{seed}"
+        with bar(seed) as on_progress:
+            train_run(run, folder, data, replace(config, seed=seed), on_progress, resume=True)
+        model, _ = load_run(run)
+        table = evaluate(model, data)
+        if seed == seeds[0] and name == "ml-100k":
+            rows = {"rows": read_manifest(export_bundle(model, data, run / "bundles", {}))["metrics"]["rows"]}
+        without = {f"{k}_without_request_fields": v for k, v in table["model_without_request_fields"].items()}
+        found = table["model"] | (without if data.schema.request_columns.size else {})
+        runs.append({"seed": seed, **found, "epoch": int(best_epoch(run)["epoch"]), "seconds": _seconds(run)})
+        names = [k for k in runs[0] if k != "seed"]
+        content = {
+            "dataset": f"{name}: {len(data.events.ids):,} events, {len(data):,} members, {len(data.titles):,} titles",
+            "protocol": PROTOCOL.format(titles=len(data.titles), order=order),
+            "members": table["members"],
+            "seeds": runs,
+            "mean": {k: statistics.fmean(r[k] for r in runs) for k in names},
+            "standard_deviation": {k: statistics.stdev(r[k] for r in runs) for k in names} if len(runs) > 1 else {},
+            "baselines": table["baselines"],
+            "left_out": table["left_out"],
+            **rows,
+            **source,
+        }
+        if name in SEEDS:
+            write_result(name, content)
+        else:
+            (RUNS / name / "result.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    return content
+
+
+def _seconds(run: Path) -> float:
+    """Of training and of validation after each epoch, however often the run was stopped."""
+    with (run / "metrics.csv").open() as file:
+        return round(sum(float(row["seconds"]) for row in csv.DictReader(file)), 1)

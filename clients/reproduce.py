@@ -1,0 +1,47 @@
+"""`frontrow reproduce`: the table of a data set, from one command."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+from ..benchmarks.reproduce import SEEDS, prepare, reproduce, settings
+from ..training.interactions import read_interactions
+from ..training.train import Progress
+from . import show
+from .cli import console, errors, print_json
+
+
+def run_reproduce(
+    name: str | None,
+    source: Path | None,
+    interactions: Path | None,
+    titles: Path | None,
+    seeds: list[int] | None,
+    epochs: int | None,
+    as_json: bool,
+) -> None:
+    """Trains, prints and writes. Raises ValueError for what does not go together."""
+    if (name in SEEDS) == (interactions is not None) or (name is None and interactions is None):
+        raise ValueError(f"give one of {', '.join(SEEDS)}, or --interactions FILE and a name that is not one of them")
+    if titles is not None and interactions is None:
+        raise ValueError("--titles goes with --interactions")
+    given = read_interactions(interactions, titles) if interactions else None
+    name = name or (interactions.stem if interactions else "")
+    folder, schema, order = prepare(name, source, given)
+    config = settings(name)
+    config = config if epochs is None else replace(config, epochs=epochs)
+
+    def bar(seed: int) -> AbstractContextManager[Callable[[Progress], None]]:
+        return show.training_bar(errors, config.epochs, quiet=as_json, of=f"seed {seed}, ")
+
+    command = "frontrow " + shlex.join(sys.argv[1:])
+    result = reproduce(name, folder, schema, order, seeds or SEEDS.get(name, [0]), config, command, bar)
+    if as_json:
+        print_json(result)
+    else:
+        show.reproduction(console, result)

@@ -1,0 +1,63 @@
+"""`frontrow reproduce` on a small file: what it writes, and that it goes on rather than begin again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+def reproduce(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "frontrow.clients.cli", "reproduce", *options]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reproduce")
+    rng = np.random.default_rng(0)
+    lines = [f"{m},{t}" for m in range(40) for t in rng.permutation(30)[:12]]
+    (folder / "plays.csv").write_text("\n".join(["member,title", *lines]) + "\n")
+    return folder
+
+
+def test_interactions_of_ones_own_give_the_table_and_are_not_trained_twice(folder: Path) -> None:
+    options = ("--interactions", "plays.csv", "--seed", "0", "--seed", "1", "--epochs", "2", "--json")
+    done = reproduce(folder, *options)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result == json.loads((folder / "runs/reproduce/plays/result.json").read_text())
+    assert [run["seed"] for run in result["seeds"]] == [0, 1]
+    assert result["members"] == 40
+    values = [run["ndcg@10"] for run in result["seeds"]]
+    assert result["mean"]["ndcg@10"] == pytest.approx(sum(values) / 2)
+    assert set(result["baselines"]) == {"popularity", "item_item_cf", "user_user_cf"}
+    assert {"command", "commit", "device", "date", "versions"} < set(result)
+    assert not [k for k in result["mean"] if "request" in k], "there are no request-time fields"
+    weights = folder / "runs/reproduce/plays/seed-0/best.pt"
+    before = weights.stat().st_mtime_ns
+    again = json.loads(reproduce(folder, *options).stdout)
+    assert weights.stat().st_mtime_ns == before
+    assert again["seeds"] == result["seeds"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((), "give one of ml-100k, ml-1m, or --interactions FILE"),
+        (("ml-2m",), "give one of ml-100k, ml-1m, or --interactions FILE"),
+        (("ml-1m",), "give --source, a folder with ml-1m.txt"),
+        (("ml-1m", "--interactions", "plays.csv"), "a name that is not one of them"),
+        (("ml-100k", "--titles", "plays.csv"), "--titles goes with --interactions"),
+        (("--interactions", "nowhere.csv"), "nowhere.csv"),
+    ],
+)
+def test_what_does_not_go_together_is_one_clear_line(folder: Path, options: tuple[str, ...], words: str) -> None:
+    done = reproduce(folder, *options)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
