@@ -4,6 +4,9 @@ Each table is multiplied once with its slice of the projection (P_f = E_f W_fᵀ
 one another, so that an event is one bag of rows: neither concatenation nor product is left. A field that is a mean of
 its rows has P_f once for each count n, divided by n.
 
+Joint tables of several small fields, a row for each combination of their values, would be fewer rows and do not pay: a
+row read from the cache costs about as little as finding a joint id (benchmarks/embedding_cpu.py, benchmarks/LOG.md).
+
 Shape letters: T events, C columns of encoded ids, F fields, E = Σ table widths, M d_model, R rows of all tables.
 """
 
@@ -76,10 +79,9 @@ def fold(
         if len(table) * copies * model * weight.element_size() > budget:
             kept.append(f)
             continue
-        projected = table.to(weight.dtype) @ slices[f].T
+        projected = nnf.linear(table.to(weight.dtype), slices[f], bias if slots == 1 else None)
         if slots == 1:
-            if bias is not None:
-                projected, bias = projected + bias, None
+            bias = None
             blocks.append(projected)
         else:
             projected[0] = 0
