@@ -303,30 +303,14 @@ def candidate_scoring_triton(
         kept = min(kept, tile)
         keys = candidates.new_empty((lists, tiles * kept), dtype=torch.int64)
         indices = scores = keys
-    _score_tile[(lists, tiles)](
-        member_vectors.contiguous(),
-        title_vectors.contiguous(),
-        candidates.contiguous(),
-        keys,
-        indices,
-        scores,
-        contiguous(offsets),
-        contiguous(members),
-        contiguous(scales),
-        contiguous(bias),
+    _score_tile[(lists * tiles,)](  # one axis: the others of a grid end at 65535
+        member_vectors.contiguous(), title_vectors.contiguous(), candidates.contiguous(), keys, indices, scores,
+        contiguous(offsets), contiguous(members), contiguous(scales), contiguous(bias),
         None if exclude is None else exclude.contiguous().view(torch.uint8),
-        len(title_vectors),
-        len(member_vectors),
-        candidates.numel(),
-        longest,
-        k,
-        WIDTH=width,
-        TILE=tile,
-        BLOCK=min(block, max(16, loaded // tile)),
-        KEEP=kept,
-        LAST=tiles == 1,
+        len(title_vectors), len(member_vectors), candidates.numel(), longest, tiles, k,
+        WIDTH=width, TILE=tile, BLOCK=min(block, max(16, loaded // tile)), KEEP=kept, LAST=tiles == 1,
         num_warps=4 if tile >= 64 else 2,
-    )
+    )  # fmt: skip
     return (indices, scores) if tiles == 1 else top_keys_triton(keys, k)
 
 
@@ -340,7 +324,7 @@ torch.library.impl(OP, "CUDA", candidate_scoring_triton)
 torch.library.register_fake(OP, _shapes)
 
 
-@jit("titles", "vectors", "total", "longest", "k")
+@jit("titles", "vectors", "total", "longest", "tiles", "k")
 def _score_tile(
     MEMBERS,
     TITLES,
@@ -357,6 +341,7 @@ def _score_tile(
     vectors,
     total,
     longest,
+    tiles,
     k,
     WIDTH: constexpr,
     TILE: constexpr,
@@ -364,8 +349,8 @@ def _score_tile(
     KEEP: constexpr,
     LAST: constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
-    tile = tl.program_id(1)
+    row = (tl.program_id(0) // tiles).to(tl.int64)
+    tile = tl.program_id(0) % tiles
     start = row * longest
     count = longest
     if OFFSETS is not None:
@@ -402,4 +387,4 @@ def _score_tile(
     else:
         if KEEP < TILE:  # top_keys sorts anyway
             keys = best(keys, TILE, KEEP)
-        tl.store(KEYS + (row * tl.num_programs(1) + tile) * KEEP + tl.arange(0, KEEP), keys)
+        tl.store(KEYS + tl.program_id(0).to(tl.int64) * KEEP + tl.arange(0, KEEP), keys)

@@ -66,7 +66,7 @@ def top_keys_triton(keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
     while count > TILE:
         tiles = ceil_div(count, TILE)
         best = keys.new_empty(rows, tiles * keep)
-        _best_of_tile[(rows, tiles)](keys, best, count, TILE=TILE, KEEP=keep, num_warps=8)
+        _best_of_tile[(rows * tiles,)](keys, best, count, tiles, TILE=TILE, KEEP=keep, num_warps=8)
         keys, count = best, tiles * keep
     indices, scores = empty_answer(keys, rows, k, count)
     if rows and count:
@@ -118,13 +118,13 @@ def store_answer(keys, INDICES, SCORES, row, k, KEEP: constexpr):
     tl.store(SCORES + row * k + place, score, mask=place < k)
 
 
-@jit("count")
-def _best_of_tile(KEYS, BEST, count, TILE: constexpr, KEEP: constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    tile = tl.program_id(1)
+@jit("count", "tiles")
+def _best_of_tile(KEYS, BEST, count, tiles, TILE: constexpr, KEEP: constexpr):
+    row = (tl.program_id(0) // tiles).to(tl.int64)
+    tile = tl.program_id(0) % tiles
     place = tile * TILE + tl.arange(0, TILE)
     keys = tl.load(KEYS + row * count + place, mask=place < count, other=-0x7FFFFFFFFFFFFFFF - 1)
-    out = (row * tl.num_programs(1) + tile) * KEEP + tl.arange(0, KEEP)
+    out = tl.program_id(0).to(tl.int64) * KEEP + tl.arange(0, KEEP)
     tl.store(BEST + out, best(keys, TILE, KEEP))
 
 
