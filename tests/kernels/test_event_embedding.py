@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from frontrow.kernels.event_embedding import event_embedding
@@ -101,10 +103,31 @@ def test_other_misfits_are_refused() -> None:
         event_embedding(ids, tables, [*SPANS[:2], (4, 4)], weight, bias)
     with pytest.raises(ValueError, match="bias \\(5,\\) does not fit"):
         event_embedding(ids, tables, SPANS, weight, bias[:-1])
-    with pytest.raises(ValueError, match="ids are torch\\.int64"):
-        event_embedding(ids.long(), tables, SPANS, weight, bias)
-    with pytest.raises(ValueError, match="the same for all tables"):
-        event_embedding(ids, [tables[0].half(), *tables[1:]], SPANS, weight, bias)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ids": torch.zeros(3, 5)}, r"ids are torch\.float32; expected int32"),
+        ({"ids": torch.zeros(3, 5, dtype=torch.int64)}, r"ids are torch\.int64; expected int32, as ids\.int\(\)"),
+        ({"ids": torch.zeros(5, dtype=torch.int32)}, r"ids is \(5,\); ids are \[T, C\]"),
+        ({"ids": torch.zeros(3, 5, dtype=torch.int32, device="meta")}, "table 0 is on cpu, ids are on meta; move"),
+        ({"tables": [torch.zeros(7, 4).half(), torch.zeros(5, 3), torch.zeros(3, 2)]},
+         r"tables are torch\.float16, torch\.float32 .* the same for all tables"),
+        ({"tables": [torch.zeros(7, 4), torch.zeros(5), torch.zeros(3, 2)]}, r"table 1 is \(5,\); .* tables \[V, E\]"),
+        ({"tables": [torch.zeros(7, 4), torch.zeros(5, 3), torch.zeros(3, 2, device="meta")]}, "table 2 is on meta"),
+        ({"weight": torch.zeros(M, 9, dtype=torch.int8)}, r"weight torch\.int8; expected one of float32, bfloat16"),
+        ({"weight": torch.zeros(M)}, r"weight is \(6,\)"),
+        ({"bias": torch.zeros(M).bfloat16()}, r"bias is torch\.bfloat16 and weight torch\.float32; expected one dtype"),
+        ({"bias": torch.zeros(M, device="meta")}, "bias is on meta"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_a_kind_that_does_not_fit_is_named_with_what_would(change: dict[str, Any], message: str) -> None:
+    ids, tables, weight, bias = make(3)
+    arguments = {"ids": ids, "tables": tables, "spans": SPANS, "weight": weight, "bias": bias, **change}
+    with pytest.raises(ValueError, match=message):
+        event_embedding(**arguments)
 
 
 def test_torch_library_knows_the_op() -> None:

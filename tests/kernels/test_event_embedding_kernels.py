@@ -96,6 +96,23 @@ def test_an_id_outside_its_table_counts_as_zeros() -> None:
         assert torch.equal(event_embedding_triton(case.ids, case.tables, case.spans, case.weight), zeros)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")  # of the interpreter
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_is_none_reaches_the_events_that_have_it_and_no_others(value: float) -> None:
+    case = make(MIXED, 70, 24)
+    case.ids[:, [1, 7]] = case.ids[:, [1, 7]].clamp(max=4)
+    case.ids[3, 0], case.ids[30, 1] = 999, 23
+    case.tables[0][999] = case.tables[1][23] = case.tables[6][5] = value
+    case.tables[2][0] = case.tables[5][29] = value  # of an averaged field never read, and of no event's id
+    truth, of = case.truth()
+    found = event_embedding_triton(case.ids, case.tables, case.spans, case.weight, case.bias)
+    assert 0 < int(truth.isfinite().sum()) < truth.numel()
+    assert torch.equal(found.isfinite().cpu(), truth.isfinite())
+    grads = event_embedding_backward_triton(case.grad, case.ids, case.tables, case.spans, case.weight)
+    for f, w in zip(grads, of, strict=True):
+        assert not (f.isfinite().cpu() & ~w.isfinite()).any(), "a gradient may be NaN for no reason, never the reverse"
+
+
 def test_tables_need_not_be_contiguous_or_aligned() -> None:
     case = make(ONE, 9, 24)
     wanted = event_embedding_triton(case.ids, case.tables, case.spans, case.weight)
