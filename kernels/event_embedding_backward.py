@@ -17,6 +17,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
+import torch.nn.functional as nnf
 from torch import Tensor
 
 from .field_groups import (
@@ -48,7 +49,11 @@ def event_embedding_backward(
 ) -> list[Tensor]:
     """grad: [T, M], of the result. Returns the gradients of the tables in order, of weight and of bias; if sparse, in
     the place of a large table's the values [N, E_f] of its row-sparse gradient, and at the end for each such table the
-    rows int64 [N] they belong to. Which tables are large: `large`."""
+    rows int64 [N] they belong to. Which tables are large: `large`.
+
+    NaN and infinity are never lost, but on a GPU they spread further than they must, since the sums are products with
+    zeros and 0 · NaN is NaN: one in grad, to rows of other events' ids; one in a row of a small table, to the weight's
+    gradient even where no event has that row."""
     return event_embedding_backward_reference(grad, ids, tables, pairs(columns), weight, sparse)
 
 
@@ -107,6 +112,9 @@ def event_embedding_backward_triton(
     grad: Tensor, ids: Tensor, tables: Sequence[Tensor], spans: Spans, weight: Tensor, sparse: bool = False
 ) -> list[Tensor]:
     """The same by kernels. Launches and shapes depend on shapes alone: nothing waits for the GPU."""
+    model, short = len(weight), -len(weight) % 16
+    if short:  # zeros, without which a gradient would be loaded 2 bytes at a time
+        grad, weight = nnf.pad(grad, (0, short)), nnf.pad(weight, (0, 0, 0, short))
     grad, ids = grad.contiguous(), ids.contiguous()
     widths = [t.shape[1] for t in tables]
     wide, whole = [aligned(t) for t in tables], padded_weight(weight, tables)
@@ -132,8 +140,8 @@ def event_embedding_backward_triton(
         )
         rows += [index] if index is not None else []
     found = [g[:, :w].to(t.dtype).contiguous() for g, w, t in zip(found, widths, tables, strict=True)]
-    weight_grad = torch.cat([g[:, :w] for g, w in zip(of_weight, widths, strict=True)], dim=1).to(weight.dtype)
-    return [*found, weight_grad, of_bias[0].to(weight.dtype), *rows]
+    weight_grad = torch.cat([g[:model, :w] for g, w in zip(of_weight, widths, strict=True)], dim=1).to(weight.dtype)
+    return [*found, weight_grad, of_bias[0, :model].to(weight.dtype), *rows]
 
 
 def _row_sums(grad: Tensor, ids: Tensor, sizes: Sequence[int], spans: Spans) -> list[Tensor]:

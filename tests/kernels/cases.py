@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,17 +42,34 @@ def search(asked: int, dtype: torch.dtype, width: int = 128) -> Launch:
     return lambda: catalogue_search_triton(queries, titles, 100, scales, bias, exclude)
 
 
-def embedding(dtype: torch.dtype, model: int, averaged: bool, backward: bool = False) -> Launch:
-    """Ten fields, E = 512: an entity table of 256 columns and nine small tables; `averaged`: one of six columns."""
-    widths = [256, 64, 32, 32, 32, 32, 16, 16, 16, 16]
-    tables = [torch.zeros(4096 if w == 256 else 24, w, dtype=dtype) for w in widths]
+WIDTHS = (256, 64, 32, 32, 32, 32, 16, 16, 16, 16)
+ODD = (255, 60, 33, 32, 30, 20, 10, 7, 3, 1)  # brought to multiples of 8 by copies; 488 columns in all
+
+
+def embedding(
+    dtype: torch.dtype, model: int, averaged: bool = False, backward: bool = False,
+    widths: Sequence[int] = WIDTHS, of: torch.dtype | None = None,
+) -> Launch:  # fmt: skip
+    """Ten fields: an entity table of the first width and nine small tables; `averaged`: one of six columns. of: the
+    tables' dtype, if it is not the weight's."""
+    tables = [torch.zeros(24 if f else 4096, width, dtype=of or dtype) for f, width in enumerate(widths)]
     spans = [(f, f + 1) for f in range(9)] + [(9, 15 if averaged else 10)]
     ids = torch.zeros(300, spans[-1][1], dtype=torch.int32)
-    weight, bias = torch.zeros(model, 512, dtype=dtype), torch.zeros(model, dtype=dtype)
+    weight, bias = torch.zeros(model, sum(widths), dtype=dtype), torch.zeros(model, dtype=dtype)
     grad = torch.zeros(300, model, dtype=dtype)
     if backward:
         return lambda: event_embedding_backward_triton(grad, ids, tables, spans, weight)
     return lambda: event_embedding_triton(ids, tables, spans, weight, bias)
+
+
+def embeddings(backward: bool = False) -> dict[str, Launch]:
+    make = partial(embedding, backward=backward)
+    return {
+        "bf16 M=512": make(torch.bfloat16, 512),
+        "bf16 M=512, one averaged": make(torch.bfloat16, 512, True),
+        "bf16 M=512 of fp32 tables, one averaged": make(torch.bfloat16, 512, True, of=torch.float32),
+        "fp32 M=128, one averaged": make(torch.float32, 128, True),
+    }
 
 
 CASES: dict[str, dict[str, Launch]] = {
@@ -78,14 +96,9 @@ CASES: dict[str, dict[str, Launch]] = {
         "fp32 Q=8 D=64": search(8, torch.float32, 64),
         "fp32 Q=64 D=128": search(64, torch.float32, 128),
     },
-    "event_embedding": {
-        "bf16 M=512": embedding(torch.bfloat16, 512, False),
-        "bf16 M=512, one averaged": embedding(torch.bfloat16, 512, True),
-        "fp32 M=128, one averaged": embedding(torch.float32, 128, True),
-    },
+    "event_embedding": embeddings(),
     "event_embedding_backward": {
-        "bf16 M=512": embedding(torch.bfloat16, 512, False, backward=True),
-        "bf16 M=512, one averaged": embedding(torch.bfloat16, 512, True, backward=True),
-        "fp32 M=128, one averaged": embedding(torch.float32, 128, True, backward=True),
+        **embeddings(backward=True),
+        "bf16 M=100, odd widths": embedding(torch.bfloat16, 100, backward=True, widths=ODD),
     },
 }
