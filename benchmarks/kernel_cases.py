@@ -1,4 +1,5 @@
 """The table of shapes that kernels are measured at: our op, its peers, its least bytes and operations, and its check.
+Candidate scoring has its own file, kernel_cases_scoring.
 
 Sizes are parameters, so that the same cases run small, without a GPU, in the tests.
 Shape letters: T events, F fields, E width of all fields, M d_model, B members, K candidates, N titles, D vector width,
@@ -18,7 +19,6 @@ import torch._functorch.config as functorch_config
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from ..kernels.candidate_scoring import candidate_scoring
 from ..kernels.catalogue_search import catalogue_search
 from ..kernels.event_embedding import event_embedding, event_embedding_reference
 from .timing import Call
@@ -30,13 +30,17 @@ Calls = Callable[[], list[Call]]
 @dataclass
 class Case:
     """One op at one shape. `ours` and each peer make their calls, one per set of inputs, when they are asked to: it may
-    take a compiler, or fail."""
+    take a compiler, or fail.
+
+    moved: least bytes, of what must be read or written at least once; a row that several ask for counts once, since a
+    cache may hold it. logical: bytes with such a row counted each time."""
 
     op: str
     shape: str
     dtype: str
     ids: str
     moved: int
+    logical: int
     flops: int
     ours: Calls
     peers: dict[str, Calls]
@@ -147,6 +151,7 @@ def embedding_case(kind: str, tokens: int, rows: int, d_model: int, device: str,
     sets = [embedding_inputs(tokens, rows, d_model, kind, dtype, device) for _ in range(SETS)]
     ids, tables, _, weight, bias = sets[0]
     unique = sum(len(ids[:, i].unique()) * t.shape[1] for i, t in enumerate(tables))
+    rest = dtype.itemsize * (d_model * d_model + tokens * d_model) + 4 * ids.numel()
     concatenated = torch.cat([nnf.embedding(ids[:, i], t) for i, t in enumerate(tables)], dim=1)
 
     def check() -> None:
@@ -159,7 +164,8 @@ def embedding_case(kind: str, tokens: int, rows: int, d_model: int, device: str,
         shape=f"T={tokens} F=10 E=M={d_model} V={rows}",
         dtype=name_of(dtype),
         ids=kind,
-        moved=dtype.itemsize * (unique + d_model * d_model + tokens * d_model) + 4 * ids.numel(),
+        moved=dtype.itemsize * unique + rest,
+        logical=dtype.itemsize * tokens * d_model + rest,
         flops=2 * tokens * d_model * d_model,
         ours=over(sets, event_embedding),
         peers={
@@ -211,12 +217,14 @@ def embedding_backward_case(
             check_close(one.to_dense() if one.is_sparse else one, other)
 
     size = dtype.itemsize
+    rest = size * 2 * tokens * (d_model + entity)
     return Case(
         op="event_embedding backward",
         shape=f"T={tokens} F=10 E=M={d_model} V={rows} {'sparse' if sparse else 'dense'}",
         dtype=name_of(dtype),
         ids=kind,
-        moved=size * 2 * tokens * (d_model + entity) + (unique if sparse else rows) * entity * size,
+        moved=rest + (unique if sparse else rows) * entity * size,
+        logical=rest + (tokens if sparse else rows) * entity * size,
         flops=4 * tokens * entity * d_model,
         ours=graph(own),
         peers={"torch eager": graph(eager)} | ({} if sparse else {"torch.compile": graph(eager, by_compiler=True)}),
@@ -229,58 +237,6 @@ def embedding_cases(tokens: int, rows: int, d_model: int, device: str, dtype: to
         yield embedding_case(kind, tokens, rows, d_model, device, dtype)
         for sparse in (True, False):
             yield embedding_backward_case(kind, tokens, rows, d_model, device, dtype, sparse)
-
-
-def plain_scoring(table: Tensor, scales: Tensor | None, k: int, vectors: Tensor, candidates: Tensor) -> Any:
-    """Gather, multiply, torch.topk."""
-    scores = torch.bmm(table[candidates].to(vectors.dtype), vectors[:, :, None]).squeeze(2).float()
-    scores = scores if scales is None else scores * scales[candidates]
-    best = scores.topk(k, dim=1)
-    return candidates.gather(1, best.indices), best.values
-
-
-def scoring_case(table: Tensor, scales: Tensor | None, members: int, longest: int, k: int) -> Case:
-    (titles, width), device = table.shape, str(table.device)
-    sets = [
-        (
-            normal(members, width, device=device).bfloat16(),
-            torch.randint(titles, (members, longest), device=device),
-        )
-        for _ in range(SETS)
-    ]
-
-    def ours(vectors: Tensor, candidates: Tensor) -> Any:
-        return candidate_scoring(vectors, table, candidates, k, scales=scales)
-
-    def check() -> None:
-        scores = [table[c].double() @ v.double() for v, c in zip(*sets[0], strict=True)]
-        if scales is not None:
-            scores = [s * scales[c].double() for s, c in zip(scores, sets[0][1], strict=True)]
-        check_ranking(ours(*sets[0]), torch.stack(scores), sets[0][1], k)
-
-    read = width * table.element_size() + 8 + (0 if scales is None else 4)
-    plain = partial(plain_scoring, table, scales, k)
-    return Case(
-        op="candidate_scoring",
-        shape=f"B={members} K={longest} D={width} N={titles} k={k}",
-        dtype=name_of(table.dtype),
-        ids="uniform",
-        moved=members * (longest * read + width * 2 + 12 * k),
-        flops=2 * members * longest * width,
-        ours=over(sets, ours),
-        peers={"torch eager": over(sets, plain), "torch.compile": over(sets, plain, by_compiler=True)},
-        check=check,
-    )
-
-
-def scoring_cases(titles: int, width: int, longest: int, members: Sequence[int], device: str) -> Iterator[Case]:
-    exact = normal(titles, width, device=device)
-    scales = exact.abs().amax(1) / 127
-    rounded = (exact / scales[:, None]).round().to(torch.int8)
-    for table, scale in ((exact.bfloat16(), None), (rounded, scales)):
-        for count in members:
-            for k in (min(100, longest), longest):
-                yield scoring_case(table, scale, count, longest, k)
 
 
 def plain_search(table: Tensor, k: int, queries: Tensor) -> Any:
@@ -305,6 +261,7 @@ def search_case(table: Tensor, asked: int, k: int, faiss: Callable[..., Any] | N
             scores = torch.cat([query @ part.double().T for part in table.split(1 << 20)], dim=1)
             check_ranking((indices[row : row + 1], values[row : row + 1]), scores, None, k)
 
+    moved = titles * width * 2 + asked * (width * 2 + 12 * k)
     plain = partial(plain_search, table, k)
     peers = {"torch eager": over(sets, plain), "torch.compile": over(sets, plain, by_compiler=True)}
     if faiss is not None:
@@ -314,7 +271,8 @@ def search_case(table: Tensor, asked: int, k: int, faiss: Callable[..., Any] | N
         shape=f"Q={asked} N={titles} D={width} k={k}",
         dtype=name_of(table.dtype),
         ids="all",
-        moved=titles * width * 2 + asked * (width * 2 + 12 * k),
+        moved=moved,
+        logical=moved,
         flops=2 * asked * titles * width,
         ours=over(sets, ours),
         peers=peers,

@@ -4,8 +4,8 @@
 
 Needs a GPU, torch and Triton only. Each op is first checked against float64; an op that is wrong is not timed. Then it
 and its peers are timed in one process, in turn and twice, by three clocks (timing.py). The floor is the larger of least
-bytes over this card's copy rate and operations over its matrix rate, both measured first. Without a GPU nothing is
-measured and nothing is written.
+bytes over this card's copy rate and operations over its matrix rate, both measured first; least bytes count a row that
+several ask for once, logical bytes each time. Without a GPU nothing is measured and nothing is written.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 
-from .kernel_cases import Case, embedding_cases, scoring_cases, search_cases
+from .kernel_cases import Case, embedding_cases, search_cases
+from .kernel_cases_scoring import scoring_cases
 from .provenance import RESULTS, provenance
 from .timing import Ceilings, Times, ceilings, cold, host, replay
 
@@ -29,7 +30,7 @@ CLOCKS: dict[str, Callable[..., Times]] = {"cold": cold, "replay": replay, "host
 ROUNDS = 2
 COLUMNS = (
     *("op", "shape", "dtype", "ids", "implementation", "clock", "round", "median_us", "p10_us", "p90_us"),
-    *("moved_bytes", "flops", "floor_us", "of_floor", "note"),
+    *("moved_bytes", "logical_bytes", "flops", "floor_us", "of_floor", "note"),
     *("copy_TB_s", "matrix_TFLOP_s", "device", "driver", "torch", "triton", "commit", "date"),
 )
 README = Path(__file__).parent / "README.md"
@@ -49,7 +50,8 @@ def measure(case: Case, card: Ceilings, clocks: dict[str, Callable[..., Times]] 
     """A row per implementation, clock and round; one row that says so where the op is wrong."""
     about = {"op": case.op, "shape": case.shape, "dtype": case.dtype, "ids": case.ids}
     floor = card.floor_us(case.moved, case.flops)
-    about |= {"moved_bytes": case.moved, "flops": case.flops, "floor_us": f"{floor:.3f}"}
+    about |= {"moved_bytes": case.moved, "logical_bytes": case.logical, "flops": case.flops}
+    about["floor_us"] = f"{floor:.3f}"
     try:
         case.check()
     except Exception as error:  # a kernel that does not compile or run is wrong too

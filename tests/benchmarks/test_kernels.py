@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from frontrow.benchmarks import kernel_cases, kernels
-from frontrow.benchmarks.kernel_cases import Case, embedding_cases, scoring_cases, search_cases
+from frontrow.benchmarks import kernel_cases, kernel_cases_scoring, kernels
+from frontrow.benchmarks.kernel_cases import Case, embedding_cases, search_cases
+from frontrow.benchmarks.kernel_cases_scoring import scoring_cases
 from frontrow.benchmarks.timing import Call, Ceilings, Times, host
 
 CARD = Ceilings(bytes_per_s=1e12, flops_per_s=1e14)
@@ -57,13 +58,13 @@ def test_every_case_is_checked_and_timed_and_lands_in_table_and_picture(cases: I
 
 
 def test_an_op_that_is_wrong_is_not_timed(cases: Iterator[Case], monkeypatch: pytest.MonkeyPatch) -> None:
-    right = kernel_cases.candidate_scoring
+    right = kernel_cases_scoring.candidate_scoring
 
     def off_by_one(*arguments: Any, **more: Any) -> Any:
         indices, scores = right(*arguments, **more)
         return indices.roll(1, 1), scores
 
-    monkeypatch.setattr(kernel_cases, "candidate_scoring", off_by_one)
+    monkeypatch.setattr(kernel_cases_scoring, "candidate_scoring", off_by_one)
     case = next(case for case in cases if case.op == "candidate_scoring")
     rows = list(kernels.measure(case, CARD, CLOCKS))
     assert len(rows) == 1
@@ -83,9 +84,25 @@ def test_a_peer_that_fails_says_so_and_the_rest_is_timed(cases: Iterator[Case]) 
     assert sum("median_us" in row for row in rows) == 2 * 3
 
 
-def test_least_bytes_and_operations_are_counted(cases: Iterator[Case]) -> None:
-    scoring = next(case for case in cases if case.op == "candidate_scoring")
-    assert (scoring.moved, scoring.flops) == (1 * (200 * (16 * 2 + 8) + 16 * 2 + 12 * 100), 2 * 200 * 16)
+def test_bytes_and_operations_are_counted(cases: Iterator[Case]) -> None:
+    every = {f"{case.shape} {case.dtype} {case.ids}": case for case in cases}
+    scoring = every["B=1 K=200 D=16 N=500 k=100 bfloat16 uniform"]
+    assert (scoring.logical, scoring.flops) == (1 * (200 * (16 * 2 + 8) + 16 * 2 + 12 * 100), 2 * 200 * 16)
+    zipf, rows, fp8, exclude = (
+        every[name]
+        for name in (
+            "B=3 K=200 D=16 N=500 k=100 bfloat16 zipf",
+            "B=3 rows=40 K<=20 D=16 N=500 k=20 bfloat16 zipf",
+            "B=3 K=200 D=16 N=500 k=100 float8_e4m3fn uniform",
+            "B=3 K=200 D=16 N=500 k=100 bias exclude bfloat16 uniform",
+        )
+    )
+    assert 0.8 * scoring.logical < scoring.moved < scoring.logical, "few titles are listed twice"
+    assert zipf.moved < 0.6 * zipf.logical, "many are"
+    assert rows.moved < 0.7 * rows.logical
+    assert fp8.logical == 3 * (200 * (16 + 4 + 8) + 16 * 2 + 12 * 100)
+    assert exclude.logical < 3 * (200 * (16 * 2 + 4 + 8 + 1) + 16 * 2 + 12 * 100), "excluded titles are not read"
+    assert all(case.moved <= case.logical for case in every.values())
     assert CARD.floor_us(10**6, 10**6) == pytest.approx(1.0)
     assert CARD.floor_us(1, 10**9) == pytest.approx(10.0)
 
