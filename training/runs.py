@@ -92,10 +92,10 @@ def differences(run_dir: Path, data: Dataset, config: TrainConfig) -> list[str]:
 
 def best_epoch(run_dir: Path) -> dict[str, float]:
     """The line of metrics.csv whose weights are in best.pt: epoch, losses and validation metrics."""
-    return max(_read_metrics(run_dir), key=lambda row: row["validation_ndcg@10"])  # the first of equals, as in `train`
+    return max(read_metrics(run_dir), key=lambda row: row["validation_ndcg@10"])  # the first of equals, as in `train`
 
 
-def _read_metrics(run_dir: Path) -> list[dict[str, float]]:
+def read_metrics(run_dir: Path) -> list[dict[str, float]]:
     with (run_dir / "metrics.csv").open() as file:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
@@ -137,7 +137,7 @@ def draw_curves(run_dir: Path) -> None:
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
-    rows, best = _read_metrics(run_dir), best_epoch(run_dir)["epoch"]
+    rows, best = read_metrics(run_dir), best_epoch(run_dir)["epoch"]
     epochs = [row["epoch"] for row in rows]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     for column in rows[0]:

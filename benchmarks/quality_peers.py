@@ -1,0 +1,176 @@
+"""Is the model ahead of RecTools' SASRec and HSTU, and how long does each train? Same split, same run, same measures.
+
+    python -m frontrow.benchmarks.quality_peers [--seed 0 …] [--epochs N]    → results/ml-100k-peers.json
+
+Needs rectools[torch] beside the project (an Apache-2.0 library; its own defaults but histories of 200 events). Every
+model stops when its validation NDCG@10 has not risen for six epochs and keeps its best epoch; the test item is looked
+at once. A difference counts as one if its 95 % interval, over members, of the mean over seeds excludes 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..foundation.schema import default_schema
+from ..training.batches import Part, evaluated_members, target_positions, training_ends
+from ..training.data import Dataset, load_dataset
+from ..training.evaluate import ranking_metrics, ranks_of_targets
+from ..training.movielens import fetch_movielens_100k
+from ..training.runs import best_epoch, read_metrics
+from ..training.train import TrainConfig, train
+from .provenance import provenance, write_result
+
+PATIENCE, CUTOFF = 6, 10
+GOAL = 0.156  # HR@10 of a validation item, whose time is noted: what RecTools' SASRec reaches in three minutes
+# (ranks int64 [B] of the test items, epochs and seconds taken, seconds to GOAL or None)
+Trained = tuple[np.ndarray, dict[str, Any]]
+
+
+def frontrow(data: Dataset, seed: int, epochs: int) -> Trained:
+    config = replace(TrainConfig(), seed=seed, epochs=min(epochs, TrainConfig().epochs))
+    with tempfile.TemporaryDirectory() as scratch:
+        model = train(data, config, Path(scratch))
+        lines, epoch = read_metrics(Path(scratch)), int(best_epoch(Path(scratch))["epoch"])
+    clock = np.cumsum([line["seconds"] for line in lines])
+    return ranks_of_targets(model, data, "test"), _summary(epoch, clock, [line["validation_hr@10"] for line in lines])
+
+
+def peer(kind: str, data: Dataset, seed: int, epochs: int) -> Trained:
+    """RecTools' model of that name, an epoch at a time, with its best epoch's weights at the end."""
+    import pytorch_lightning  # pyright: ignore[reportMissingImports]
+    from rectools.models import HSTUModel, SASRecModel  # pyright: ignore[reportMissingImports]
+
+    pytorch_lightning.seed_everything(seed, verbose=False)
+    if kind == "sasrec":
+        model = SASRecModel(session_max_len=200, deterministic=True)
+    else:
+        model = HSTUModel(session_max_len=200, deterministic=True, relative_time_attention=True)
+    trained, best, kept, epoch = _rectools(data, training_ends(data)), -1.0, None, 0
+    clock, hits = [], []
+    started = time.monotonic()
+    for number in range(1, epochs + 1):
+        model.fit_partial(trained, 1, 1)
+        found = ranking_metrics(_ranks(model, data, "validation"))
+        clock.append(time.monotonic() - started)
+        hits.append(found["hr@10"])
+        if found["ndcg@10"] > best:
+            best, epoch, kept = found["ndcg@10"], number, copy.deepcopy(model.torch_model.state_dict())
+        if number - epoch >= PATIENCE:
+            break
+    assert kept is not None
+    model.torch_model.load_state_dict(kept)
+    return _ranks(model, data, "test"), _summary(epoch, np.array(clock), hits)
+
+
+def _summary(epoch: int, clock: np.ndarray, hits: list[float]) -> dict[str, Any]:
+    reached = np.flatnonzero(np.array(hits) >= GOAL)
+    return {
+        "epoch": epoch,
+        "seconds": round(float(clock[-1]), 1),
+        f"seconds_to_validation_hr_{GOAL}": round(float(clock[reached[0]]), 1) if len(reached) else None,
+    }
+
+
+def _frame(data: Dataset, rows: np.ndarray) -> Any:
+    """Events as RecTools reads them. It orders by time alone: a nanosecond per event keeps the order of ties."""
+    import pandas  # pyright: ignore[reportMissingImports]
+
+    member = np.repeat(data.member_ids, np.diff(data.events.offsets))
+    times = data.events.timestamp.astype(np.int64) * 10**9 + np.arange(len(data.events.timestamp))
+    return pandas.DataFrame(
+        {
+            "user_id": member[rows],
+            "item_id": data.title_indices()[rows],
+            "weight": 1.0,
+            "datetime": pandas.to_datetime(times[rows]),
+        }
+    )
+
+
+def _rectools(data: Dataset, ends: np.ndarray) -> Any:
+    """Each member's events up to `ends` int64 [B]."""
+    from rectools.dataset import Dataset as RecToolsDataset  # pyright: ignore[reportMissingImports]
+
+    rows = np.concatenate([np.arange(a, b) for a, b in zip(data.events.offsets[:-1], ends, strict=True)])
+    return RecToolsDataset.construct(_frame(data, rows))
+
+
+def _ranks(model: Any, data: Dataset, part: Part) -> np.ndarray:
+    """Place int64 [B] of each held-out title among the CUTOFF that the model recommends; N where it is not there."""
+    from rectools.dataset.context import get_context  # pyright: ignore[reportMissingImports]
+
+    members = evaluated_members(data)
+    positions = target_positions(data, members, part)
+    ends = training_ends(data)
+    ends[members] = positions
+    wanted = dict(zip(data.member_ids[members].tolist(), data.title_indices()[positions].tolist(), strict=True))
+    context = get_context(_frame(data, positions)) if model.require_recommend_context else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shown = model.recommend(
+            list(wanted), _rectools(data, ends), k=CUTOFF, filter_viewed=True, context=context,
+            on_unsupported_targets="ignore",
+        )  # fmt: skip
+    hits = shown[shown["item_id"] == shown["user_id"].map(wanted)]
+    place = dict(zip(hits["user_id"].tolist(), (hits["rank"] - 1).tolist(), strict=True))
+    return np.array([place.get(m, len(data.titles)) for m in wanted])
+
+
+def gain(ranks: np.ndarray) -> np.ndarray:
+    """NDCG@10 of each member, float64 [B]."""
+    return np.where(ranks < CUTOFF, 1 / np.log2(ranks + 2.0), 0.0)
+
+
+def difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> dict[str, Any]:
+    """Of NDCG@10, member by member: the mean over seeds and members, with its 95 % interval over members."""
+    each = np.mean([gain(r) for r in ours], axis=0) - np.mean([gain(r) for r in theirs], axis=0)
+    half = 1.96 * each.std(ddof=1) / len(each) ** 0.5
+    return {"ndcg@10": each.mean(), "from": each.mean() - half, "to": each.mean() + half}
+
+
+def main(seeds: list[int], epochs: int) -> None:
+    data = load_dataset(fetch_movielens_100k(Path("data/movielens-100k")), default_schema())
+    source = provenance(
+        f"python -m frontrow.benchmarks.quality_peers --epochs {epochs} --seed {' '.join(map(str, seeds))}"
+    )
+    models: dict[str, Callable[[int], Trained]] = {
+        "frontrow": lambda seed: frontrow(data, seed, epochs),
+        "rectools sasrec": lambda seed: peer("sasrec", data, seed, epochs),
+        "rectools hstu": lambda seed: peer("hstu", data, seed, epochs),
+    }
+    ranks: dict[str, list[np.ndarray]] = {name: [] for name in models}
+    runs: list[dict[str, Any]] = []
+    for seed in seeds:
+        for name, trained in models.items():
+            found, how = trained(seed)
+            ranks[name].append(found)
+            metrics = ranking_metrics(found)
+            runs.append({"model": name, "seed": seed, "hr@10": metrics["hr@10"], "ndcg@10": metrics["ndcg@10"], **how})
+            print(runs[-1], flush=True)
+    ahead = {
+        f"frontrow - {name}": difference(ranks["frontrow"], of) for name, of in ranks.items() if name != "frontrow"
+    }
+    print(ahead)
+    print(write_result("ml-100k-peers", {"runs": runs, "paired": ahead, **source}))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        prog="python -m frontrow.benchmarks.quality_peers",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--seed", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=100)
+    given = parser.parse_args()
+    main(given.seed, given.epochs)
