@@ -31,6 +31,7 @@ Shape letters: V visits, Z moods, R rows, C titles per row.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, replace
 
@@ -158,7 +159,7 @@ def look(
     minutes = minutes_ahead(titles, title, progress)
     misfit = np.minimum(np.abs(np.log(minutes / _IDEAL_MINUTES[visits.device, visits.slot][:, None])), 1.5)
     foreign = titles.language[title] != LANGUAGE_OF[visits.locale][:, None]
-    age = (visits.time[:, None] - START - titles.out[title]).astype(np.float32) / DAY
+    age = ((visits.time - START).astype(np.int32)[:, None] - titles.out[title]).astype(np.float32) / DAY
     fresh = np.exp(-np.maximum(age, 0) / 21)
 
     same = _APPEAL * titles.appeal[title] - _SATIATION * tired - _MISFIT * misfit
@@ -212,9 +213,14 @@ def first_places(page: np.ndarray) -> np.ndarray:
     return first.reshape(page.shape)
 
 
+@functools.cache
+def _triangle(size: int) -> np.ndarray:
+    return np.tri(size, dtype=np.float32)
+
+
 def running(values: np.ndarray) -> np.ndarray:
     """Running sums float32 along the last, short axis: as a product, which is faster than cumsum there."""
-    return values @ np.tri(values.shape[-1], dtype=np.float32).T
+    return values @ _triangle(values.shape[-1]).T
 
 
 def row_choices(weight: np.ndarray, device: np.ndarray, moods: np.ndarray) -> np.ndarray:
@@ -227,7 +233,7 @@ def row_choices(weight: np.ndarray, device: np.ndarray, moods: np.ndarray) -> np
     strength = total**_NEST
     outside = np.exp(_OUTSIDE)[moods][..., None, None]
     taken = depth * strength / (outside + strength) / np.maximum(total, 1e-30)
-    return weight * (taken @ np.tri(columns, dtype=np.float32))  # sums from the end
+    return weight * (taken @ _triangle(columns))  # sums from the end
 
 
 def next_row(device: np.ndarray, rows: int) -> np.ndarray:

@@ -19,9 +19,9 @@ ROWS = _STATIC | _DYNAMIC
 ROW_IDS = np.array(list(ROWS), np.int64)
 _NEW, _CONTINUE, _BECAUSE = (ROW_IDS.tolist().index(i) for i in (2, 4, 10))
 
-WINDOW = 24  # the logging policy takes a row's titles from so many
+WINDOW = 20  # the logging policy takes a row's titles from so many
 _EXPLORED = 0.15  # of its rows have their window anywhere in their list, not at its top
-_SKIPPED = 0.35  # of a window's titles are left out
+_SKIPPED = 0.3  # of a window's titles are left out
 _NOISE = 0.7  # of its row scores
 _PRICES = (0.2, 0.35, 0.5)  # of a play, in enjoyed plays, that the oracle tries
 
@@ -96,14 +96,13 @@ class Shelves:
         window[v, r] = found[v, chosen[v, r] - _NEW]
         window[score[line, chosen] == -np.inf] = -1
         byte = np.frombuffer(rng.bytes(window.size), np.uint8).reshape(window.shape)
-        kept = (
-            (window >= 0) & (self.titles.out[window] <= visits.time[:, None, None] - START) & (byte >= _SKIPPED * 256)
-        )
+        now = (visits.time - START).astype(np.int32)[:, None, None]
+        kept = (window >= 0) & (np.take(self.titles.out, window, mode="wrap") <= now) & (byte >= _SKIPPED * 256)
         page = np.full((len(visits), rows, columns), -1, np.int32)
         taken = np.zeros((len(visits), len(self.titles)), bool)
         key = line[..., None] * len(self.titles) + window
         for r in range(chosen.shape[1]):
-            fits = kept[:, r] & ~np.take(taken, key[:, r], mode="wrap")
+            fits = kept[:, r] > np.take(taken, key[:, r], mode="wrap")
             place = running(fits.astype(np.float32))
             v, w = np.nonzero(fits & (place <= columns))
             page[v, r, place[v, w].astype(np.int64) - 1] = window[v, r, w]
