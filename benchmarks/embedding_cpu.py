@@ -15,6 +15,7 @@ here and not in kernels/ because they do not pay: see LOG.md.
 
 from __future__ import annotations
 
+import argparse
 import os
 import random
 import time
@@ -186,4 +187,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        prog="python -m frontrow.benchmarks.embedding_cpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
     main()

@@ -401,7 +401,7 @@ class Benchmark(StrEnum):
     kernels = "kernels"
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+@app.command(context_settings={"allow_extra_args": True, "allow_interspersed_args": False})
 def bench(
     context: typer.Context, name: Annotated[Benchmark, typer.Argument(help="Which; `kernels` needs a GPU.")]
 ) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .jit import architecture, ceil_div, constexpr, contiguous, jit, next_power_of_2, on_its_device, tl
+from .jit import architecture, ceil_div, constexpr, contiguous, jit, next_power_of_2, on_its_device, one_device, tl
 from .top_keys import (
     MAX_INDEX,
     NONE,
@@ -56,15 +56,19 @@ def candidate_scoring(
     member_vectors: [B, D], float32, bfloat16 or float16. title_vectors: [N, D], those or int8 or float8_e4m3fn.
     candidates: int32 or int64, indices into title_vectors, −1 pads; [R, K], or with `offsets` [L]: list r is
     candidates[offsets[r] : offsets[r + 1]].
-    offsets: int64 [R + 1], rising from 0 to L. longest: no list is longer; without it a GPU is waited for to find out.
+    offsets: int64 [R + 1], rising from 0 to L. longest: no list is longer; without it a GPU is waited for to find out,
+    and torch.export refuses.
     members: int64 [R], whose list it is, an index into member_vectors; without it list r is member r's.
-    scales, bias: float32 [N]. exclude: bool, shaped as candidates; True is never returned.
+    scales, bias: float32 [N]. exclude: bool, shaped as candidates; True is never returned. All on one device.
+    Member vectors are multiplied as they are, while catalogue_search rounds its queries to the titles' type: where both
+    must agree, cast them first. Nothing here has gradients.
 
     Returns (indices int64 [R, k], scores float32 [R, k]), best first; ties: higher score, then smaller index. Sums are
     float32. A candidate listed twice is returned twice. Where fewer than k are left, index −1 with score −inf. NaN
     scores count as −inf. The same inputs give the same bits from run to run on one device.
-    Raises ValueError if shapes or dtypes do not fit or k < 1, and on CPU for an index outside [−1, N) or offsets that
-    fall; on a GPU, where looking would cost a synchronisation, such an index counts as −1.
+    Raises ValueError if shapes, dtypes or devices do not fit or k < 1, and on CPU for an index outside [−1, N), a
+    member outside [0, B), offsets that fall and a list longer than `longest`; on a GPU, where looking would cost a
+    synchronisation, such an index counts as −1, and what lies beyond `longest` is not looked at.
     """
     _check(member_vectors, title_vectors, candidates, k, offsets, members, scales, bias, exclude)
     if offsets is None:
@@ -72,7 +76,7 @@ def candidate_scoring(
     elif longest is None:
         longest = int(offsets.diff().max()) if offsets.shape[0] > 1 else 0
     return torch.ops.frontrow.candidate_scoring(
-        member_vectors, title_vectors, candidates, k, longest, offsets, members, scales, bias, exclude
+        member_vectors.detach(), title_vectors.detach(), candidates, k, longest, offsets, members, scales, bias, exclude
     )
 
 
@@ -94,7 +98,7 @@ def _check(
     if not fits or (members is None and lists != member_vectors.shape[0]):
         raise ValueError(
             f"member_vectors {tuple(member_vectors.shape)}, title_vectors {tuple(title_vectors.shape)}, candidates "
-            f"{tuple(candidates.shape)} and {lists} lists do not fit; expected [B, D], [N, D] and [B, K], or with "
+            f"{tuple(candidates.shape)} and {lists} lists do not fit; expected [B, D], [N, D] and [R, K], or with "
             "offsets [L]; lists that are not one per member need `members`"
         )
     if k < 1:
@@ -117,6 +121,7 @@ def _check(
     ):
         if value is not None and (tuple(value.shape) != shape or value.dtype != dtype):
             raise ValueError(f"{name} is {value.dtype} {tuple(value.shape)}; expected {dtype} {shape}")
+    one_device(member_vectors, title_vectors, candidates, offsets, members, scales, bias, exclude)
 
 
 def _check_values(

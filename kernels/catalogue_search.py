@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .jit import architecture, ceil_div, constexpr, contiguous, jit, next_power_of_2, on_its_device, tl
+from .jit import architecture, ceil_div, constexpr, contiguous, jit, next_power_of_2, on_its_device, one_device, tl
 from .top_keys import (
     MAX_INDEX,
     MAX_KEEP,
@@ -53,7 +53,7 @@ def catalogue_search(
 
     Returns (indices int64 [Q, k], scores float32 [Q, k]), best first; ties: higher score, then smaller index. Sums are
     float32. Where fewer than k titles are left, index −1 with score −inf. NaN scores count as −inf.
-    Raises ValueError if shapes or dtypes do not fit or k < 1.
+    Nothing here has gradients. Raises ValueError if shapes, dtypes or devices do not fit or k < 1.
     """
     fits = queries.dim() == title_vectors.dim() == 2 and queries.shape[1] == title_vectors.shape[1]
     if not fits:
@@ -82,7 +82,8 @@ def catalogue_search(
             f"exclude is {exclude.dtype} {tuple(exclude.shape)}; expected int32 ({queries.shape[0]}, {words}) or "
             f"(1, {words})"
         )
-    return torch.ops.frontrow.catalogue_search(queries, title_vectors, k, scales, bias, exclude)
+    one_device(queries, title_vectors, scales, bias, exclude)
+    return torch.ops.frontrow.catalogue_search(queries.detach(), title_vectors.detach(), k, scales, bias, exclude)
 
 
 def exclusion_bits(excluded: Tensor) -> Tensor:

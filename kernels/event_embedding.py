@@ -22,6 +22,7 @@ from .field_groups import (
     WIDTH,
     aligned,
     check_ids,
+    check_inputs,
     concatenation,
     field_groups,
     group_rows,
@@ -35,7 +36,6 @@ from .field_groups import (
 from .jit import architecture, ceil_div, constexpr, contiguous, jit, next_power_of_2, on_its_device, tl
 
 Spans = Sequence[tuple[int, int]]
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def event_embedding(
@@ -58,58 +58,17 @@ def event_embedding(
     sparse: tables of more than 512 rows get gradients as sparse COO tensors, of one entry for each id of the batch,
     uncoalesced; otherwise gradients are dense, which is what a table needs that others use densely too, and AdamW.
     NaN or infinity in a row reaches the events that have its id, and no others; in weight or bias, every event. What
-    they do to gradients: event_embedding_backward.
+    they do to gradients: event_embedding_backward. Gradients are of reverse mode and first order.
     Returns [T, M]. Raises ValueError if ids, tables, spans, weight and bias do not fit each other in shape, dtype or
     device, and on CPU for an id that its table lacks; on a GPU, where looking would cost a synchronisation, such an id
     counts as a row of zeros.
     """
-    _check(ids, tables, spans, weight, bias)
+    check_inputs(ids, tables, spans, weight, bias)
     if torch.is_autocast_enabled(ids.device.type):
         dtype = torch.get_autocast_dtype(ids.device.type)
         weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
     columns = [column for span in spans for column in span]
     return torch.ops.frontrow.event_embedding(ids, list(tables), columns, weight, bias, sparse)
-
-
-def _check(ids: Tensor, tables: Sequence[Tensor], spans: Spans, weight: Tensor, bias: Tensor | None) -> None:
-    _check_kinds(ids, tables, weight, bias)
-    widths = sum(t.shape[1] for t in tables)
-    if len(tables) != len(spans) or weight.shape[1] != widths or not tables:
-        raise ValueError(
-            f"{len(tables)} tables of total width {widths} do not fit {len(spans)} spans and weight "
-            f"{tuple(weight.shape)}; give one span per table, at least one, and weight [M, {widths}]"
-        )
-    for start, stop in spans:
-        if not 0 <= start < stop:
-            raise ValueError(f"span {(start, stop)} is empty or starts below 0; spans are [start, stop)")
-        if stop > ids.shape[1]:
-            raise ValueError(f"spans {list(spans)} reach beyond the {ids.shape[1]} columns of ids")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias {tuple(bias.shape)} does not fit weight {tuple(weight.shape)}; expected [M]")
-
-
-def _check_kinds(ids: Tensor, tables: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> None:
-    """Dimensions, devices and dtypes."""
-    two = {"ids": ids, **{f"table {f}": t for f, t in enumerate(tables)}, "weight": weight}
-    for name, value in two.items():
-        if value.dim() != 2:
-            raise ValueError(f"{name} is {tuple(value.shape)}; ids are [T, C], tables [V, E] and weight [M, E]")
-    for name, value in two.items() if bias is None else {**two, "bias": bias}.items():
-        if value.device != ids.device:
-            raise ValueError(f"{name} is on {value.device}, ids are on {ids.device}; move them to one device")
-    if ids.dtype != torch.int32:
-        raise ValueError(f"ids are {ids.dtype}; expected int32, as ids.int() gives them")
-    allowed = DTYPES if ids.is_cuda else (*DTYPES, torch.float64)
-    dtypes = {t.dtype for t in tables}
-    if len(dtypes) > 1 or not {weight.dtype, *dtypes} <= set(allowed):
-        raise ValueError(
-            f"tables are {', '.join(sorted(map(str, dtypes)))} and weight {weight.dtype}; expected one of "
-            f"{', '.join(str(d).removeprefix('torch.') for d in allowed)}, the same for all tables"
-        )
-    if bias is not None and bias.dtype != weight.dtype:
-        raise ValueError(
-            f"bias is {bias.dtype} and weight {weight.dtype}; expected one dtype, as bias.to(weight.dtype)"
-        )
 
 
 @torch.library.custom_op("frontrow::event_embedding", mutates_args=(), device_types="cpu")

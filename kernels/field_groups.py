@@ -43,8 +43,57 @@ def pairs(columns: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip(columns[::2], columns[1::2], strict=True))
 
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_inputs(
+    ids: Tensor, tables: Sequence[Tensor], spans: Sequence[tuple[int, int]], weight: Tensor, bias: Tensor | None
+) -> None:
+    """Raises ValueError if the arguments of event_embedding do not fit each other."""
+    _check_kinds(ids, tables, weight, bias)
+    widths = sum(t.shape[1] for t in tables)
+    if len(tables) != len(spans) or weight.shape[1] != widths or not tables:
+        raise ValueError(
+            f"{len(tables)} tables of total width {widths} do not fit {len(spans)} spans and weight "
+            f"{tuple(weight.shape)}; give one span per table, at least one, and weight [M, {widths}]"
+        )
+    for start, stop in spans:
+        if not 0 <= start < stop:
+            raise ValueError(f"span {(start, stop)} is empty or starts below 0; spans are [start, stop)")
+        if stop > ids.shape[1]:
+            raise ValueError(f"spans {list(spans)} reach beyond the {ids.shape[1]} columns of ids")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias {tuple(bias.shape)} does not fit weight {tuple(weight.shape)}; expected [M]")
+
+
+def _check_kinds(ids: Tensor, tables: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> None:
+    """Dimensions, devices and dtypes."""
+    two = {"ids": ids, **{f"table {f}": t for f, t in enumerate(tables)}, "weight": weight}
+    for name, value in two.items():
+        if value.dim() != 2:
+            raise ValueError(f"{name} is {tuple(value.shape)}; ids are [T, C], tables [V, E] and weight [M, E]")
+    for name, value in two.items() if bias is None else {**two, "bias": bias}.items():
+        if value.device != ids.device:
+            raise ValueError(f"{name} is on {value.device}, ids are on {ids.device}; move them to one device")
+    if ids.dtype != torch.int32:
+        raise ValueError(f"ids are {ids.dtype}; expected int32, as ids.int() gives them")
+    allowed = DTYPES if ids.is_cuda else (*DTYPES, torch.float64)
+    dtypes = {t.dtype for t in tables}
+    if len(dtypes) > 1 or not {weight.dtype, *dtypes} <= set(allowed):
+        raise ValueError(
+            f"tables are {', '.join(sorted(map(str, dtypes)))} and weight {weight.dtype}; expected one of "
+            f"{', '.join(str(d).removeprefix('torch.') for d in allowed)}, the same for all tables"
+        )
+    if bias is not None and bias.dtype != weight.dtype:
+        raise ValueError(
+            f"bias is {bias.dtype} and weight {weight.dtype}; expected one dtype, as bias.to(weight.dtype)"
+        )
+
+
 def check_ids(ids: Tensor, sizes: Sequence[int], spans: Sequence[tuple[int, int]]) -> None:
     """Raises ValueError if a field of ids [T, C] on a CPU has an id outside its table of that many rows."""
+    if torch.compiler.is_compiling():  # which knows no values
+        return
     last = _last_ids(tuple(sizes), tuple(spans), ids.shape[1])
     if not ids.numel() or int((ids | (last - ids)).min()) >= 0:  # the sign of either
         return

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from .field_groups import check_ids, concatenation
+from .field_groups import check_ids, check_inputs, concatenation
 
 BUDGET = 256 << 20
 
@@ -27,7 +27,8 @@ BUDGET = 256 << 20
 @dataclass(frozen=True)
 class FoldedEmbedding:
     """What `fold` makes. Calling it with ids int32 [T, C] gives what event_embedding gave for them, [T, M], up to the
-    order of sums, and raises the same ValueError for an id that its table lacks. Without gradients."""
+    order of sums and the rounding of projected rows to the weight's dtype, and raises the same ValueError for ids that
+    do not fit. Without gradients; autocast changes nothing."""
 
     rows: Tensor  # [R, M]
     columns: list[int]  # of ids, one for each row of a bag
@@ -42,6 +43,9 @@ class FoldedEmbedding:
     bias: Tensor | None = None  # if no field of one column is folded, whose rows would hold it
 
     def __call__(self, ids: Tensor) -> Tensor:
+        width = max(stop for _, stop in self.spans)
+        if ids.dim() != 2 or ids.shape[1] < width or ids.dtype != torch.int32:
+            raise ValueError(f"ids are {ids.dtype} {tuple(ids.shape)}; expected int32 [T, {width}] or wider")
         check_ids(ids, self.sizes, self.spans)
         out = self._bags(ids) if self.columns else self.rows.new_zeros(len(ids), self.rows.shape[1])
         if self.kept_weight is not None:
@@ -68,7 +72,9 @@ def fold(
     budget: int = BUDGET,
 ) -> FoldedEmbedding:
     """Arguments as of event_embedding, all on a CPU, and left as they are: the fold holds copies, so it must be made
-    anew when they change. budget: bytes; a table whose folded form is larger is not folded."""
+    anew when they change. budget: bytes; a table whose folded form is larger is not folded. Raises ValueError as it
+    does."""
+    check_inputs(torch.empty(0, max((s[1] for s in spans), default=0), dtype=torch.int32), tables, spans, weight, bias)
     slices = weight.split([t.shape[1] for t in tables], dim=1)
     model = len(weight)
     blocks, columns, firsts, averaged, kept = [], [], [], [], []

@@ -67,6 +67,14 @@ def contiguous(tensor: Any) -> Any:
     return None if tensor is None else tensor.contiguous()
 
 
+def one_device(*tensors: torch.Tensor | None) -> None:
+    """Raises ValueError if not all lie on the first one's."""
+    devices = [t.device for t in tensors if t is not None]
+    for device in devices:
+        if device != devices[0]:
+            raise ValueError(f"there are tensors on {devices[0]} and on {device}; move them to one device")
+
+
 __all__ = [
     "architecture",
     "ceil_div",
@@ -75,6 +83,7 @@ __all__ = [
     "jit",
     "next_power_of_2",
     "on_its_device",
+    "one_device",
     "tl",
     "triton",
 ]

@@ -28,8 +28,9 @@ IGNORED = -100
 def linear_cross_entropy(hidden: Tensor, title_vectors: Tensor, target: Tensor) -> Tensor:
     """Σ over tokens of −log softmax(hidden · title_vectors)[target], as float32 scalar; differentiable in both.
 
-    hidden: [T, D]. title_vectors: [N, D]. target: int64 [T] in [0, N); tokens with a negative target count for nothing.
-    Raises ValueError if shapes do not fit, and on CPU for a target of N or more.
+    hidden: [T, D]. title_vectors: [N, D], of the same dtype. target: int64 [T] in [0, N); tokens with a negative target
+    add nothing, if their hidden vectors are finite. Logits have the dtype of the inputs, their softmax is float32.
+    Raises ValueError if shapes or dtypes do not fit, and on CPU for a target of N or more.
     """
     if hidden.dim() != 2 or title_vectors.dim() != 2 or hidden.shape[1] != title_vectors.shape[1]:
         raise ValueError(
@@ -38,7 +39,12 @@ def linear_cross_entropy(hidden: Tensor, title_vectors: Tensor, target: Tensor) 
         )
     if target.shape != hidden.shape[:1]:
         raise ValueError(f"target is {tuple(target.shape)}; expected ({len(hidden)},)")
-    if target.device.type == "cpu" and target.numel() and int(target.max()) >= len(title_vectors):
+    if hidden.dtype != title_vectors.dtype and not torch.is_autocast_enabled(hidden.device.type):
+        raise ValueError(f"hidden is {hidden.dtype} and title_vectors {title_vectors.dtype}; expected one dtype")
+    if target.dtype != torch.int64:
+        raise ValueError(f"target is {target.dtype}; expected int64")
+    known = target.device.type == "cpu" and not torch.compiler.is_compiling()
+    if known and target.numel() and int(target.max()) >= len(title_vectors):
         raise ValueError(f"target {int(target.max())} is outside [0, {len(title_vectors)})")
     target = torch.where(target < 0, IGNORED, target)
     if liger is not None and hidden.is_cuda and len(hidden):
