@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .jit import architecture, ceil_div, constexpr, contiguous, jit, next_power_of_2, on_its_device, one_device, tl
+from .products import inner_products
 from .top_keys import (
     MAX_INDEX,
     NONE,
@@ -35,6 +36,7 @@ with suppress(ImportError):
 TITLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.float8_e4m3fn)
 PROGRAMS = 512  # with fewer tiles of 128 a large GPU (132 processors, several programs each) is not full
 LOADED = 8192  # elements of title vectors that a program has in flight; half of one-byte ones, which are widened
+DENSE = 16
 STEP = 4096  # candidates gathered at once by the torch path
 
 
@@ -242,8 +244,8 @@ def _best(scores: Tensor, candidates: Tensor, k: int, padded: bool) -> tuple[Ten
 
 def _padded_scores(members: Tensor, titles: Tensor, columns: Tensor) -> Tensor:
     """members [R, D] · titles[columns [R, K]] in float32, [R, K]."""
-    if columns.numel() >= len(titles):  # a small catalogue: everything, then pick
-        return (titles.float() @ members.T).T.gather(1, columns)  # faster so than the other way round
+    if _dense_pays(members, titles, columns):
+        return inner_products(members, titles.float()).gather(1, columns)
     if _faiss_takes(titles):
         members, titles, columns = members.contiguous(), titles.contiguous(), columns.contiguous()
         scores = members.new_empty(columns.shape)
@@ -257,8 +259,8 @@ def _padded_scores(members: Tensor, titles: Tensor, columns: Tensor) -> Tensor:
 
 def _scores(members: Tensor, titles: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """members[rows [L]] · titles[columns [L]] in float32, [L]."""
-    if columns.numel() >= len(titles):
-        return (members @ titles.float().T)[rows, columns]
+    if _dense_pays(members, titles, columns):
+        return inner_products(members, titles.float())[rows, columns]
     if _faiss_takes(titles):
         members, titles = members.contiguous(), titles.contiguous()
         scores = members.new_empty(columns.shape)
@@ -268,6 +270,11 @@ def _scores(members: Tensor, titles: Tensor, rows: Tensor, columns: Tensor) -> T
         return scores
     parts = zip(rows.split(STEP), columns.split(STEP), strict=True)
     return torch.cat([torch.linalg.vecdot(members[r], titles[c].float()) for r, c in parts])
+
+
+def _dense_pays(members: Tensor, titles: Tensor, columns: Tensor) -> bool:
+    """Whether to multiply everything and then pick: a gathered product costs as much as about 16 dense ones."""
+    return len(members) * len(titles) <= DENSE * columns.numel()
 
 
 def _faiss_takes(titles: Tensor) -> bool:

@@ -11,10 +11,24 @@ Shape letters: Q queries, N titles, D vector width, k kept.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from .jit import architecture, ceil_div, constexpr, contiguous, jit, next_power_of_2, on_its_device, one_device, tl
+from .jit import (
+    architecture,
+    ceil_div,
+    constexpr,
+    contiguous,
+    jit,
+    next_power_of_2,
+    on_its_device,
+    one_device,
+    shared_memory,
+    tl,
+)
+from .products import inner_products
 from .top_keys import (
     MAX_INDEX,
     MAX_KEEP,
@@ -29,9 +43,9 @@ from .top_keys import (
 TITLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.float8_e4m3fn)
 WIDEST = 1024  # a program holds whole title vectors, and float32 ones in registers too
 WIDEST_FLOAT32 = 128
-SHARED = 200 * 1024  # bytes of a program's copies of titles and queries; 140 KB on sm_80
-MOST_QUERIES = 2048  # at once: what is kept of blocks stays below a few hundred megabytes
-CHUNK = 1 << 16  # titles per step of the torch path
+KEYS = 1 << 26  # of blocks and of their best, at once: 512 MB
+CHUNK = 1 << 16  # titles per step of the torch path, and queries: 256 MB of scores
+AT_ONCE = 1 << 10
 PROGRAMS = 1024  # a few for each processor of a large GPU, so that the last ones to end are a small part
 
 
@@ -123,10 +137,12 @@ def catalogue_search_reference(
 ) -> tuple[Tensor, Tensor]:
     """The op in torch on any device, a chunk of titles at a time. What CPUs run."""
     queries = queries.to(_compute_dtype(title_vectors)).float()
+    if len(queries) > AT_ONCE:
+        return _in_parts(catalogue_search_reference, AT_ONCE, queries, title_vectors, k, scales, bias, exclude)
     kept = queries.new_empty((len(queries), 0), dtype=torch.int64)
     for first in range(0, len(title_vectors), CHUNK):
         part = slice(first, min(first + CHUNK, len(title_vectors)))
-        scores = queries @ title_vectors[part].float().T
+        scores = inner_products(queries, title_vectors[part].float())
         if scales is not None:
             scores = scores * scales[part]
         if bias is not None:
@@ -155,16 +171,13 @@ def catalogue_search_triton(
     (count, width), asked = title_vectors.shape, len(queries)
     if not _fits(title_vectors) or min(k, count) > MAX_KEEP:
         return catalogue_search_reference(queries, title_vectors, k, scales, bias, exclude)
-    if asked > MOST_QUERIES:
-        parts = queries.split(MOST_QUERIES)
-        bits = [exclude] * len(parts) if exclude is None or len(exclude) == 1 else exclude.split(MOST_QUERIES)
-        found = [
-            catalogue_search_triton(q, title_vectors, k, scales, bias, e) for q, e in zip(parts, bits, strict=True)
-        ]
-        return torch.cat([indices for indices, _ in found]), torch.cat([scores for _, scores in found])
     if not asked or not count:
         return empty_answer(queries, asked, k, 0)
     shape = _Shape(asked, title_vectors)
+    chosen, keep = min(k, shape.blocks), min(next_power_of_2(min(k, count)), shape.rows)
+    most = max(shape.queries, KEYS // (shape.blocks + chosen * keep))
+    if asked > most:
+        return _in_parts(catalogue_search_triton, most, queries, title_vectors, k, scales, bias, exclude)
     inputs = (
         queries.to(_compute_dtype(title_vectors)).contiguous(),
         title_vectors.contiguous(),
@@ -179,12 +192,21 @@ def catalogue_search_triton(
     _block_maxima[programs](
         *inputs, maxima, *sizes, shape.blocks, shape.each, **tile, num_warps=shape.warps, num_stages=shape.stages
     )
-    chosen = min(k, shape.blocks)
     blocks, _ = top_keys_triton(maxima, chosen)
-    keep = min(next_power_of_2(min(k, count)), shape.rows)
     keys = queries.new_empty((asked, chosen * keep), dtype=torch.int64)
     _score_blocks[(chosen, asked)](*inputs, blocks, keys, *sizes, **tile, KEEP=keep, num_warps=shape.warps)
     return top_keys_triton(keys, k)
+
+
+def _in_parts(
+    search: Callable[..., tuple[Tensor, Tensor]], most: int, queries: Tensor, titles: Tensor, k: int,
+    scales: Tensor | None, bias: Tensor | None, exclude: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The search for at most `most` queries at a time."""
+    parts = queries.split(most)
+    bits = [exclude] * len(parts) if exclude is None or len(exclude) == 1 else exclude.split(most)
+    found = [search(q, titles, k, scales, bias, e) for q, e in zip(parts, bits, strict=True)]
+    return torch.cat([indices for indices, _ in found]), torch.cat([scores for _, scores in found])
 
 
 class _Shape:
@@ -197,9 +219,11 @@ class _Shape:
         self.queries = min(64, max(16, next_power_of_2(asked)))  # 16 columns are the fewest of a matrix instruction
         if titles.dtype == torch.float32 and width > 64:
             self.queries = 16
-        limit = SHARED if architecture() >= 90 else SHARED * 7 // 10
+        limit = shared_memory() * 7 // 8  # what else the compiler puts there
         while self._bytes(titles, 2) > limit and self.queries > 16:
             self.queries //= 2
+        while self._bytes(titles, 2) > limit and self.rows > 16:
+            self.rows //= 2
         self.stages = 3 if self._bytes(titles, 3) <= limit else 2
         self.blocks = ceil_div(count, self.rows)
         self.each = ceil_div(self.blocks, PROGRAMS)  # blocks per program, loaded while others are multiplied

@@ -38,6 +38,13 @@ def architecture() -> int:
     return 90
 
 
+def shared_memory() -> int:
+    """Bytes of it that a program may have."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(torch.cuda.current_device()).shared_memory_per_block_optin
+    return {80: 163, 86: 99, 89: 99, 120: 99}.get(architecture(), 227) << 10
+
+
 def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
@@ -84,6 +91,7 @@ __all__ = [
     "next_power_of_2",
     "on_its_device",
     "one_device",
+    "shared_memory",
     "tl",
     "triton",
 ]

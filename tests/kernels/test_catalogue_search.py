@@ -104,8 +104,11 @@ def test_a_catalogue_of_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_more_queries_than_are_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_QUERIES", 2)
-    check(catalogue_search_triton, torch.randn(5, 8), torch.randn(90, 8), 4, torch.rand(5, 90) < 0.5)
+    monkeypatch.setattr(module, "KEYS", 1)
+    check(catalogue_search_triton, torch.randn(20, 8), torch.randn(90, 8), 4, torch.rand(20, 90) < 0.5)
+    monkeypatch.setattr(module, "AT_ONCE", 2)
+    for rows in (1, 5):
+        check(catalogue_search_reference, torch.randn(5, 8), torch.randn(90, 8), 4, torch.rand(rows, 90) < 0.5)
 
 
 @PATHS
