@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from ..foundation.bundle import read_manifest
+from ..foundation.model import ModelConfig
 from ..foundation.schema import Schema, default_schema
-from ..training.data import load_dataset
+from ..training.data import Dataset
 from ..training.evaluate import evaluate
 from ..training.export import export_bundle
 from ..training.interactions import Interactions, read_ml_1m
@@ -31,6 +32,7 @@ from ..training.train import Progress, TrainConfig
 from .provenance import provenance, write_result
 
 RUNS = Path("runs/reproduce")
+LARGE = 500_000
 SEEDS = {"ml-100k": [0, 1, 2, 3, 4], "ml-1m": [0, 1, 2]}
 PROTOCOL = (
     "leave one out: last event test, second-last validation (picks the epoch), the rest training; all {titles:,} "
@@ -54,15 +56,21 @@ def prepare(name: str, source: Path | None, interactions: Interactions | None) -
     return interactions.write(Path("data") / name), interactions.schema(), order
 
 
-def settings(name: str) -> TrainConfig:
-    """The recipe; larger data in larger batches."""
-    return TrainConfig(epochs=50, batch_tokens=8000, learning_rate=1e-3) if name == "ml-1m" else TrainConfig()
+def recipe(schema: Schema, events: int) -> tuple[Schema, TrainConfig]:
+    """One recipe in two sizes: from LARGE events on wider title vectors, larger batches and less dropout."""
+    model = ModelConfig(request_dropout=0.2 if schema.request_columns.size else 0.0)
+    if events < LARGE:
+        return schema, TrainConfig(model=model)
+    wider = tuple(replace(f, width=128) if f.kind == "id" else f for f in schema.fields)
+    model = replace(model, dropout=0.2)
+    config = TrainConfig(epochs=50, batch_tokens=8000, learning_rate=1e-3, patience=8, model=model)
+    return replace(schema, fields=wider), config
 
 
 def reproduce(
     name: str,
     folder: Path,
-    schema: Schema,
+    data: Dataset,
     order: str,
     seeds: list[int],
     config: TrainConfig,
@@ -72,7 +80,6 @@ def reproduce(
     """Trains and evaluates each seed; the result so far is written after each. bar(seed) yields what takes its
     progress."""
     source = provenance(command)
-    data = load_dataset(folder, schema)
     runs: list[dict[str, Any]] = []
     content: dict[str, Any] = {}
     rows: dict[str, Any] = {}

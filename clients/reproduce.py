@@ -9,7 +9,10 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
-from ..benchmarks.reproduce import SEEDS, prepare, reproduce, settings
+import pyarrow.parquet as pq
+
+from ..benchmarks.reproduce import SEEDS, prepare, recipe, reproduce
+from ..training.data import load_dataset
 from ..training.interactions import read_interactions
 from ..training.train import Progress
 from . import show
@@ -33,14 +36,15 @@ def run_reproduce(
     given = read_interactions(interactions, titles) if interactions else None
     name = name or (interactions.stem if interactions else "")
     folder, schema, order = prepare(name, source, given)
-    config = settings(name)
+    schema, config = recipe(schema, pq.read_metadata(folder / "events.parquet").num_rows)
+    data = load_dataset(folder, schema)
     config = config if epochs is None else replace(config, epochs=epochs)
 
     def bar(seed: int) -> AbstractContextManager[Callable[[Progress], None]]:
         return show.training_bar(errors, config.epochs, quiet=as_json, of=f"seed {seed}, ")
 
     command = "frontrow " + shlex.join(sys.argv[1:])
-    result = reproduce(name, folder, schema, order, seeds or SEEDS.get(name, [0]), config, command, bar)
+    result = reproduce(name, folder, data, order, seeds or SEEDS.get(name, [0]), config, command, bar)
     if as_json:
         print_json(result)
     else:

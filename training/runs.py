@@ -97,7 +97,7 @@ def best_epoch(run_dir: Path) -> dict[str, float]:
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
     with (run_dir / "metrics.csv").open() as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
 def is_finished(run_dir: Path, data: Dataset, config: TrainConfig) -> bool:

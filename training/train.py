@@ -262,7 +262,8 @@ def _save_checkpoint(
     }
     _save(run_dir / "checkpoint.pt", content)
     with (run_dir / "metrics.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(state.history[0]))
+        # Epochs of an older version, whose run this one goes on with, may lack columns.
+        writer = csv.DictWriter(file, fieldnames=list(state.history[-1]), restval="")
         writer.writeheader()
         writer.writerows(state.history)
 
