@@ -61,7 +61,7 @@ def event_embedding(
     they do to gradients: event_embedding_backward. Gradients are of reverse mode and first order.
     Returns [T, M]. Raises ValueError if ids, tables, spans, weight and bias do not fit each other in shape, dtype or
     device, and on CPU for an id that its table lacks; on a GPU, where looking would cost a synchronisation, such an id
-    counts as a row of zeros.
+    is a row of zeros in a field of one column, and in an averaged field it is not counted, as 0 is not.
     """
     check_inputs(ids, tables, spans, weight, bias)
     if torch.is_autocast_enabled(ids.device.type):

@@ -214,7 +214,7 @@ def load_groups(TABLES, offsets, ROWS: constexpr, GROUPS: constexpr):
 
 @jit()
 def mean_groups(TABLES, IDS, META, group, slots, t, events, columns, ROWS: constexpr, GROUPS: constexpr):
-    """Means of the rows of ids that are not 0, float32 [ROWS, 8 · GROUPS]; zeros where there are none."""
+    """Means of the rows of ids above 0 and in the table, float32 [ROWS, 8 · GROUPS]; zeros where there are none."""
     total = tl.zeros([ROWS, GROUPS * 8], tl.float32)
     count = tl.zeros([ROWS, GROUPS], tl.float32)
     for slot in tl.range(0, slots, num_stages=1):

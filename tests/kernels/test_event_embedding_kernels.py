@@ -96,6 +96,47 @@ def test_an_id_outside_its_table_counts_as_zeros() -> None:
         assert torch.equal(event_embedding_triton(case.ids, case.tables, case.spans, case.weight), zeros)
 
 
+OUTSIDE = (99, -1, -2, -(2**31), 2**31 - 1)
+
+
+@pytest.mark.parametrize("outside", OUTSIDE)
+@pytest.mark.parametrize(("rows", "sparse"), [(6, False), (600, False), (600, True)])
+def test_an_id_outside_its_table_is_not_counted_in_a_mean(rows: int, sparse: bool, outside: int) -> None:
+    outside = 2 * rows if outside == OUTSIDE[0] else outside
+    ids = torch.tensor([[1, outside]], dtype=torch.int32, device=DEVICE)
+    table, weight, grad = (torch.randn(n, 8, device=DEVICE) for n in (rows, 8, 1))
+    args = ids, [table], [(0, 2)], weight
+    torch.testing.assert_close(event_embedding_triton(*args), table[1:2] @ weight.T)
+    found, of_weight, of_bias, *at = event_embedding_backward_triton(grad, *args, sparse)
+    if sparse:
+        found = torch.zeros_like(table).index_add_(0, at[0], found)
+    wanted = torch.zeros_like(table)
+    wanted[1] = grad[0] @ weight
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(of_weight, grad.T @ table[1:2])
+    torch.testing.assert_close(of_bias, grad[0])
+
+
+def test_gradients_with_ids_outside_their_tables_are_those_without() -> None:
+    """In averaged fields as with 0; in others as if the event had no row of the field."""
+    case = make(MIXED, 90, 24)
+    kept = case.ids.clone()
+    for f, (start, stop) in enumerate(case.spans):
+        for i, outside in enumerate((len(case.tables[f]), *OUTSIDE[1:])):
+            at = (torch.arange(0, 3, device=DEVICE) + 3 * i, start + (f + i) % (stop - start))
+            case.ids[at] = outside
+            kept[at] = 0
+    args = case.tables, case.spans, case.weight
+    found = event_embedding_backward_triton(case.grad, case.ids, *args)
+    for f, (table, (start, stop)) in enumerate(zip(case.tables, case.spans, strict=True)):
+        alone = event_embedding_backward_triton(case.grad, kept, *args)[f]
+        if stop - start == 1:  # what the ids that were replaced gave to row 0
+            lost = (case.ids[:, start] < 0) | (case.ids[:, start] >= len(table))
+            of = case.weight.split([t.shape[1] for t in case.tables], dim=1)[f]
+            alone[0] -= (case.grad * lost[:, None]).sum(0) @ of
+        torch.testing.assert_close(found[f], alone, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.filterwarnings("ignore:invalid value")  # of the interpreter
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_number_that_is_none_reaches_the_events_that_have_it_and_no_others(value: float) -> None:
