@@ -26,6 +26,7 @@ from .field_groups import (
     concatenation,
     field_groups,
     group_rows,
+    kept_if_captured,
     load_groups,
     lowest,
     mean_groups,
@@ -155,7 +156,8 @@ def _row_sums(grad: Tensor, ids: Tensor, sizes: Sequence[int], spans: Spans) -> 
     found = {}
     for slots in sorted({1, *(stop - start for start, stop in spans)}):
         fields = [f for f, (start, stop) in enumerate(spans) if stop - start == slots]
-        known = _known_rows(tuple((spans[f][0], sizes[f]) for f in fields), slots, tile_v, ids.device)
+        of_fields = tuple((spans[f][0], sizes[f]) for f in fields)
+        known = kept_if_captured(_known_rows(of_fields, slots, tile_v, ids.device))
         tiles = (len(known) // tile_v, ceil_div(model, tile_m))
         splits, each = _splits(len(grad), tile, tiles)
         parts = grad.new_empty(splits, len(known), model, dtype=torch.float32)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from fields import DEVICE, DTYPES, LARGE_ALONE, MIXED, ONE, assert_close, make
+from frontrow.kernels import event_embedding_backward, field_groups
 from frontrow.kernels.event_embedding import event_embedding_triton
 from frontrow.kernels.event_embedding_backward import event_embedding_backward_triton, large
 from hypothesis import given, settings
@@ -160,6 +164,39 @@ def test_tables_need_not_be_contiguous_or_aligned() -> None:
     shifted = torch.cat([torch.zeros(1, device=DEVICE), case.tables[0].flatten()])[1:].view_as(case.tables[0])
     for table in (case.tables[0].T.contiguous().T, shifted):
         assert torch.equal(event_embedding_triton(case.ids, [table], case.spans, case.weight), wanted)
+
+
+@pytest.mark.parametrize("capturing", [True, False])
+def test_what_a_captured_graph_reads_outlives_the_caches(capturing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = make([(600, 16, 1), (20, 8, 3)], 5, 16)
+    monkeypatch.setattr(field_groups, "_captured", {})
+    forward, backward = (case.tables, case.spans, case.weight), (case.ids, case.tables, case.spans, case.weight)
+    used: list[weakref.ref[Tensor]] = []
+
+    def noted(make: Any) -> Any:
+        @cache
+        def made(*args: Any) -> Any:
+            found = make(*args)
+            used.append(weakref.ref(getattr(found, "meta", found)))
+            return found
+
+        return made
+
+    groups, rows = (noted(f.__wrapped__) for f in (field_groups._groups, event_embedding_backward._known_rows))
+    monkeypatch.setattr(field_groups, "_groups", groups)
+    monkeypatch.setattr(event_embedding_backward, "_known_rows", rows)
+    event_embedding_triton(case.ids, *forward)
+    event_embedding_backward_triton(case.grad, *backward)
+    monkeypatch.setattr(Tensor, "is_cuda", True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    for _ in range(2):  # once is enough to keep it
+        event_embedding_triton(case.ids, *forward)
+        event_embedding_backward_triton(case.grad, *backward)
+    groups.cache_clear()
+    rows.cache_clear()
+    gc.collect()
+    assert len(used) == 4, "of the forward, of the gathers of the backward, and for fields of 1 and of 3 columns"
+    assert all((known() is not None) == capturing for known in used)
 
 
 @settings(max_examples=10, deadline=None)
