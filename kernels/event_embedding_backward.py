@@ -68,9 +68,14 @@ def large(tables: Sequence[Tensor]) -> list[int]:
 def _shapes(
     grad: Tensor, ids: Tensor, tables: Sequence[Tensor], columns: Sequence[int], weight: Tensor, sparse: bool
 ) -> list[Tensor]:
+    return _empty(ids, tables, pairs(columns), weight, sparse)
+
+
+def _empty(ids: Tensor, tables: Sequence[Tensor], spans: Spans, weight: Tensor, sparse: bool) -> list[Tensor]:
+    """What event_embedding_backward returns, its values not written."""
     found, rows = [torch.empty_like(t) for t in tables], []
     for f in large(tables) if sparse else ():
-        count = ids.shape[0] * (columns[2 * f + 1] - columns[2 * f])
+        count = ids.shape[0] * (spans[f][1] - spans[f][0])
         found[f] = tables[f].new_empty(count, tables[f].shape[1])
         rows.append(ids.new_empty(count, dtype=torch.int64))
     return [*found, torch.empty_like(weight), weight.new_empty(weight.shape[0]), *rows]
@@ -116,6 +121,8 @@ def event_embedding_backward_triton(
 ) -> list[Tensor]:
     """The same by kernels. Launches and shapes depend on shapes alone: nothing waits for the GPU."""
     model, short = len(weight), -len(weight) % 16
+    if not model:
+        return [torch.zeros_like(t) for t in _empty(ids, tables, spans, weight, sparse)]
     if short:  # zeros, without which a gradient would be loaded 2 bytes at a time
         grad, weight = nnf.pad(grad, (0, short)), nnf.pad(weight, (0, 0, 0, short))
     grad, ids = grad.contiguous(), ids.contiguous()

@@ -12,7 +12,11 @@ import torch
 from fields import DEVICE, DTYPES, LARGE_ALONE, MIXED, ONE, assert_close, make
 from frontrow.kernels import event_embedding_backward, field_groups
 from frontrow.kernels.event_embedding import event_embedding_triton
-from frontrow.kernels.event_embedding_backward import event_embedding_backward_triton, large
+from frontrow.kernels.event_embedding_backward import (
+    event_embedding_backward_reference,
+    event_embedding_backward_triton,
+    large,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -197,6 +201,15 @@ def test_what_a_captured_graph_reads_outlives_the_caches(capturing: bool, monkey
     gc.collect()
     assert len(used) == 4, "of the forward, of the gathers of the backward, and for fields of 1 and of 3 columns"
     assert all((known() is not None) == capturing for known in used)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_model_of_no_columns_has_gradients_of_zeros(sparse: bool) -> None:
+    case = make(MIXED, 5, 0)
+    args = (case.grad, case.ids, case.tables, case.spans, case.weight, sparse)
+    found, wanted = event_embedding_backward_triton(*args), event_embedding_backward_reference(*args)
+    assert [(f.shape, f.dtype) for f in found] == [(w.shape, w.dtype) for w in wanted]
+    assert not any(f.any() for f in found)
 
 
 @settings(max_examples=10, deadline=None)
