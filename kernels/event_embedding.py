@@ -61,7 +61,7 @@ def event_embedding(
     they do to gradients: event_embedding_backward. Gradients are of reverse mode and first order.
     Returns [T, M]. Raises ValueError if ids, tables, spans, weight and bias do not fit each other in shape, dtype or
     device, and on CPU for an id that its table lacks; on a GPU, where looking would cost a synchronisation, such an id
-    counts as a row of zeros.
+    is a row of zeros in a field of one column, and in an averaged field it is not counted, as 0 is not.
     """
     check_inputs(ids, tables, spans, weight, bias)
     if torch.is_autocast_enabled(ids.device.type):
@@ -130,7 +130,7 @@ def event_embedding_triton(
     starts = [0, *accumulate(t.shape[1] for t in tables)][:-1]
     # Tensor cores want large tiles, and before sm_90 the operands take registers too. float32 products have neither.
     cores = weight.dtype != torch.float32
-    chunk = 64 if tables[0].element_size() == 2 else 32
+    chunk = 64 if cores and tables[0].element_size() == 2 else 32
     tile = 128 if cores else 64
     tile_m = min(max(next_power_of_2(model), 16), 64 if not cores else 256 if architecture() >= 90 else 128)
     groups = field_groups(tables, spans, starts, chunk)

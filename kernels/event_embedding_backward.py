@@ -26,6 +26,7 @@ from .field_groups import (
     concatenation,
     field_groups,
     group_rows,
+    kept_if_captured,
     load_groups,
     lowest,
     mean_groups,
@@ -39,7 +40,8 @@ from .segment_sum import segment_sum_triton
 Spans = Sequence[tuple[int, int]]
 SMALL = 512  # rows of a vocabulary whose gradient is a product: with more, sorting is less work
 PROGRAMS = 264  # two for each processor of a large GPU; sums over events are split until there are as many
-# Values that no id has: a row that no event meets, and one that every event does, whose gradient is the bias's.
+# In the place of a row's id: a row that no event meets, whatever its ids (those of averaged fields are masked, and
+# elsewhere such rows are not read), and one that every event does, whose gradient is the bias's.
 NEVER, ALWAYS = -(1 << 31), -2
 
 
@@ -66,9 +68,14 @@ def large(tables: Sequence[Tensor]) -> list[int]:
 def _shapes(
     grad: Tensor, ids: Tensor, tables: Sequence[Tensor], columns: Sequence[int], weight: Tensor, sparse: bool
 ) -> list[Tensor]:
+    return _empty(ids, tables, pairs(columns), weight, sparse)
+
+
+def _empty(ids: Tensor, tables: Sequence[Tensor], spans: Spans, weight: Tensor, sparse: bool) -> list[Tensor]:
+    """What event_embedding_backward returns, its values not written."""
     found, rows = [torch.empty_like(t) for t in tables], []
     for f in large(tables) if sparse else ():
-        count = ids.shape[0] * (columns[2 * f + 1] - columns[2 * f])
+        count = ids.shape[0] * (spans[f][1] - spans[f][0])
         found[f] = tables[f].new_empty(count, tables[f].shape[1])
         rows.append(ids.new_empty(count, dtype=torch.int64))
     return [*found, torch.empty_like(weight), weight.new_empty(weight.shape[0]), *rows]
@@ -84,7 +91,7 @@ def event_embedding_backward_reference(
     for f, (table, (start, stop)) in enumerate(zip(tables, spans, strict=True)):
         values, index = of_rows[f].to(table.dtype), ids[:, start:stop].reshape(-1)
         if stop - start > 1:
-            values = (values[:, None] * shares(ids[:, start:stop], table.dtype)[:, :, None]).flatten(0, 1)
+            values = (values[:, None] * shares(ids[:, start:stop], len(table), table.dtype)[:, :, None]).flatten(0, 1)
         if sparse and f in large(tables):
             found.append(values.clone())
             rows.append(index.to(torch.int64))
@@ -94,9 +101,10 @@ def event_embedding_backward_reference(
     return [*found, weight_grad, grad.sum(0), *rows]
 
 
-def shares(ids: Tensor, dtype: torch.dtype) -> Tensor:
-    """The weight of each id of an averaged field: ids [T, S] → [T, S], 1 / count of those that are not 0, 0 for 0."""
-    listed = (ids != 0).to(dtype)
+def shares(ids: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """The weight of each id of an averaged field: ids [T, S] → [T, S], 1 / count of those that count, which are above 0
+    and below size, and 0 for others."""
+    listed = ((ids > 0) & (ids < size)).to(dtype)
     return listed / listed.sum(1, keepdim=True).clamp(min=1)
 
 
@@ -113,6 +121,8 @@ def event_embedding_backward_triton(
 ) -> list[Tensor]:
     """The same by kernels. Launches and shapes depend on shapes alone: nothing waits for the GPU."""
     model, short = len(weight), -len(weight) % 16
+    if not model:
+        return [torch.zeros_like(t) for t in _empty(ids, tables, spans, weight, sparse)]
     if short:  # zeros, without which a gradient would be loaded 2 bytes at a time
         grad, weight = nnf.pad(grad, (0, short)), nnf.pad(weight, (0, 0, 0, short))
     grad, ids = grad.contiguous(), ids.contiguous()
@@ -134,7 +144,7 @@ def event_embedding_backward_triton(
             of_weight[f] = part
     for f in big:
         column = ids[:, spans[f][0] : spans[f][1]]
-        share = shares(column, torch.float32).flatten() if column.shape[1] > 1 else None
+        share = shares(column, len(tables[f]), torch.float32).flatten() if column.shape[1] > 1 else None
         found[f], index = segment_sum_triton(
             grad @ of_field[f], column.flatten(), share, len(tables[f]), tables[f].dtype, sparse
         )
@@ -153,7 +163,8 @@ def _row_sums(grad: Tensor, ids: Tensor, sizes: Sequence[int], spans: Spans) -> 
     found = {}
     for slots in sorted({1, *(stop - start for start, stop in spans)}):
         fields = [f for f, (start, stop) in enumerate(spans) if stop - start == slots]
-        known = _known_rows(tuple((spans[f][0], sizes[f]) for f in fields), slots, tile_v, ids.device)
+        of_fields = tuple((spans[f][0], sizes[f]) for f in fields)
+        known = kept_if_captured(_known_rows(of_fields, slots, tile_v, ids.device))
         tiles = (len(known) // tile_v, ceil_div(model, tile_m))
         splits, each = _splits(len(grad), tile, tiles)
         parts = grad.new_empty(splits, len(known), model, dtype=torch.float32)
@@ -189,11 +200,11 @@ def _splits(events: int, tile: int, tiles: tuple[int, int]) -> tuple[int, int]:
 
 @lru_cache(maxsize=256)
 def _known_rows(fields: tuple[tuple[int, int], ...], slots: int, tile: int, device: torch.device) -> Tensor:
-    """int32 [rows, 2]: first column and id of each row of fields (first column, V), ALWAYS after fields of one column,
-    up to a multiple of tile."""
-    rows = [(column, i if i or slots == 1 else NEVER) for column, size in fields for i in range(size)]
-    rows += [(0, ALWAYS)] * (slots == 1)
-    rows += [(0, NEVER)] * (-len(rows) % tile)
+    """int32 [rows, 3]: first column, id and V of each row of fields (first column, V), ALWAYS after fields of one
+    column, up to a multiple of tile."""
+    rows = [(column, i if i or slots == 1 else NEVER, size) for column, size in fields for i in range(size)]
+    rows += [(0, ALWAYS, 0)] * (slots == 1)
+    rows += [(0, NEVER, 0)] * (-len(rows) % tile)
     return torch.tensor(rows, dtype=torch.int32, device=device)
 
 
@@ -217,8 +228,9 @@ def _sum_rows(
     v = tl.program_id(0) * TILE_V + tl.arange(0, TILE_V)
     m = tl.program_id(1) * TILE_M + tl.arange(0, TILE_M)
     split = tl.program_id(2)
-    column = tl.load(KNOWN + v * 2)
-    value = tl.load(KNOWN + v * 2 + 1)[None, :]
+    column = tl.load(KNOWN + v * 3)
+    value = tl.load(KNOWN + v * 3 + 1)[None, :]
+    size = tl.load(KNOWN + v * 3 + 2)[None, :] if AVERAGED else None
     start = split * each
     stop = tl.minimum(start + each, events)
     total = tl.zeros([TILE_V, TILE_M], tl.float32)
@@ -226,14 +238,18 @@ def _sum_rows(
     ids = _ids(IDS, column, start + tl.arange(0, TILE), events, columns)
     for at in tl.range(start, stop, TILE, num_stages=1 if AVERAGED else 3):
         t = at + tl.arange(0, TILE)
-        matrix = ((ids == value) | (value == -2)).to(tl.float32)
         if AVERAGED:
-            count = (ids > 0).to(tl.float32)
+            counts = (ids > 0) & (ids < size)
+            matrix = (counts & (ids == value)).to(tl.float32)
+            count = counts.to(tl.float32)
             for slot in tl.range(1, slots, num_stages=1):
                 others = _ids(IDS, column + slot, t, events, columns)
-                matrix += (others == value).to(tl.float32)
-                count += (others > 0).to(tl.float32)
+                counts = (others > 0) & (others < size)
+                matrix += (counts & (others == value)).to(tl.float32)
+                count += counts.to(tl.float32)
             matrix /= tl.maximum(count, 1.0)
+        else:
+            matrix = ((ids == value) | (value == -2)).to(tl.float32)
         grad = _grad(GRAD, t, m, events, model)
         total = tl.dot(tl.trans(matrix.to(grad.dtype)), grad, total, input_precision="ieee")
         ids = _ids(IDS, column, t + TILE, events, columns)

@@ -43,6 +43,16 @@ def pairs(columns: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip(columns[::2], columns[1::2], strict=True))
 
 
+_captured: dict[int, Tensor] = {}  # by address: what CUDA graphs read, which must outlive the caches
+
+
+def kept_if_captured(tensor: Tensor) -> Tensor:
+    """The tensor, kept for the life of the process if a CUDA graph is being captured: replays read its memory."""
+    if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
+        _captured[tensor.data_ptr()] = tensor
+    return tensor
+
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -133,7 +143,9 @@ def field_groups(
     of_fields = tuple(
         (t.data_ptr() - base, *t.shape, *span, start) for t, span, start in zip(tables, spans, starts, strict=True)
     )
-    return _groups(of_fields, tables[0].element_size(), chunk // WIDTH, tables[0].device)
+    groups = _groups(of_fields, tables[0].element_size(), chunk // WIDTH, tables[0].device)
+    kept_if_captured(groups.meta)
+    return groups
 
 
 @lru_cache(maxsize=256)
@@ -214,7 +226,7 @@ def load_groups(TABLES, offsets, ROWS: constexpr, GROUPS: constexpr):
 
 @jit()
 def mean_groups(TABLES, IDS, META, group, slots, t, events, columns, ROWS: constexpr, GROUPS: constexpr):
-    """Means of the rows of ids that are not 0, float32 [ROWS, 8 · GROUPS]; zeros where there are none."""
+    """Means of the rows of ids above 0 and in the table, float32 [ROWS, 8 · GROUPS]; zeros where there are none."""
     total = tl.zeros([ROWS, GROUPS * 8], tl.float32)
     count = tl.zeros([ROWS, GROUPS], tl.float32)
     for slot in tl.range(0, slots, num_stages=1):

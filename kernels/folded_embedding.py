@@ -73,7 +73,14 @@ def fold(
 ) -> FoldedEmbedding:
     """Arguments as of event_embedding, all on a CPU, and left as they are: the fold holds copies, so it must be made
     anew when they change. budget: bytes; a table whose folded form is larger is not folded. Raises ValueError as it
-    does."""
+    does. Under autocast it is made as without."""
+    with torch.autocast("cpu", enabled=False):
+        return _fold(tables, spans, weight, bias, budget)
+
+
+def _fold(
+    tables: Sequence[Tensor], spans: Sequence[tuple[int, int]], weight: Tensor, bias: Tensor | None, budget: int
+) -> FoldedEmbedding:
     check_inputs(torch.empty(0, max((s[1] for s in spans), default=0), dtype=torch.int32), tables, spans, weight, bias)
     slices = weight.split([t.shape[1] for t in tables], dim=1)
     model = len(weight)

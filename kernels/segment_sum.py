@@ -34,12 +34,13 @@ def segment_sum_triton(
     if not places or not width:
         return out, rows
     keys, order = torch.sort(keys, stable=True)
-    tile_w = min(max(next_power_of_2(width), 16), 128 if values.dtype != torch.float32 else 32)
+    cores = values.dtype != torch.float32
+    tile_w = min(max(next_power_of_2(width), 16), 128 if cores else 32)
     tiles, across = ceil_div(places, TILE), ceil_div(width, tile_w)
     ends = values.new_empty(tiles, 2, width, dtype=torch.float32)
     _sum_tile[(tiles, across)](
         values.contiguous(), keys, order, shares, out, rows, ends, places, size, places // len(values), width,
-        TILE=TILE, TILE_W=tile_w, num_warps=4,
+        TILE=TILE, TILE_W=tile_w, num_warps=4 if cores else 8,  # on sm_80 4 would not have the registers for float32
     )  # fmt: skip
     if tiles > 1:
         narrow = min(tile_w, 64)

@@ -48,17 +48,17 @@ ODD = (255, 60, 33, 32, 30, 20, 10, 7, 3, 1)  # brought to multiples of 8 by cop
 
 def embedding(
     dtype: torch.dtype, model: int, averaged: bool = False, backward: bool = False,
-    widths: Sequence[int] = WIDTHS, of: torch.dtype | None = None,
+    widths: Sequence[int] = WIDTHS, of: torch.dtype | None = None, sparse: bool = False,
 ) -> Launch:  # fmt: skip
     """Ten fields: an entity table of the first width and nine small tables; `averaged`: one of six columns. of: the
-    tables' dtype, if it is not the weight's."""
+    tables' dtype, if it is not the weight's. sparse: of the backward."""
     tables = [torch.zeros(24 if f else 4096, width, dtype=of or dtype) for f, width in enumerate(widths)]
     spans = [(f, f + 1) for f in range(9)] + [(9, 15 if averaged else 10)]
     ids = torch.zeros(300, spans[-1][1], dtype=torch.int32)
     weight, bias = torch.zeros(model, sum(widths), dtype=dtype), torch.zeros(model, dtype=dtype)
     grad = torch.zeros(300, model, dtype=dtype)
     if backward:
-        return lambda: event_embedding_backward_triton(grad, ids, tables, spans, weight)
+        return lambda: event_embedding_backward_triton(grad, ids, tables, spans, weight, sparse)
     return lambda: event_embedding_triton(ids, tables, spans, weight, bias)
 
 
@@ -69,6 +69,9 @@ def embeddings(backward: bool = False) -> dict[str, Launch]:
         "bf16 M=512, one averaged": make(torch.bfloat16, 512, True),
         "bf16 M=512 of fp32 tables, one averaged": make(torch.bfloat16, 512, True, of=torch.float32),
         "fp32 M=128, one averaged": make(torch.float32, 128, True),
+        "fp32 M=512 of bf16 tables, one averaged": make(torch.float32, 512, True, of=torch.bfloat16),
+        "fp32 M=512 of fp16 tables, one averaged": make(torch.float32, 512, True, of=torch.float16),
+        "fp16 M=512 of fp32 tables, one averaged": make(torch.float16, 512, True, of=torch.float32),
     }
 
 
@@ -100,5 +103,9 @@ CASES: dict[str, dict[str, Launch]] = {
     "event_embedding_backward": {
         **embeddings(backward=True),
         "bf16 M=100, odd widths": embedding(torch.bfloat16, 100, backward=True, widths=ODD),
+        **{
+            f"{name} M=512, sparse": embedding(dtype, 512, backward=True, sparse=True)
+            for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16))
+        },
     },
 }

@@ -41,6 +41,15 @@ def test_columns_of_no_field_are_left_alone_and_fields_may_stand_in_any_order() 
     torch.testing.assert_close(fold(*args)(ids), event_embedding(ids, *args))
 
 
+def test_autocast_does_not_round_what_is_kept() -> None:
+    case = make(MIXED, 9, 24)
+    args = [t.cpu() for t in case.tables], case.spans, case.weight.cpu(), case.bias.cpu()
+    with torch.autocast("cpu", torch.bfloat16):
+        folded = fold(*args)
+    assert folded.rows.dtype == torch.float32
+    assert torch.equal(folded.rows, fold(*args).rows)
+
+
 @pytest.mark.parametrize("value", [9, -1])
 def test_an_id_outside_its_table_is_refused(value: int) -> None:
     case = make(ONE, 3, 24)
