@@ -49,7 +49,8 @@ class FoldedEmbedding:
         check_ids(ids, self.sizes, self.spans)
         out = self._bags(ids) if self.columns else self.rows.new_zeros(len(ids), self.rows.shape[1])
         if self.kept_weight is not None:
-            out += nnf.linear(concatenation(ids, self.kept, self.kept_spans).to(out.dtype), self.kept_weight)
+            with torch.autocast("cpu", enabled=False):
+                out += nnf.linear(concatenation(ids, self.kept, self.kept_spans).to(out.dtype), self.kept_weight)
         return out if self.bias is None else out + self.bias
 
     def _bags(self, ids: Tensor) -> Tensor:
