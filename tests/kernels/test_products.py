@@ -51,6 +51,7 @@ def test_a_few_candidates_of_many_titles_do_not_multiply_all(monkeypatch: pytest
 
     monkeypatch.setattr("frontrow.kernels.candidate_scoring.inner_products", refuse)
     table, members = torch.randn(10_000, 4), torch.randn(300, 4)
-    candidate_scoring(members, table, torch.randint(10_000, (300, 50)), 3)
-    offsets = torch.arange(0, 15_001, 50)
-    candidate_scoring(members, table, torch.randint(10_000, (15_000,)), 3, offsets=offsets)
+    candidates = torch.randint(10_000, (300, 50))
+    padded = candidate_scoring(members, table, candidates, 3)
+    ragged = candidate_scoring(members, table, candidates.flatten(), 3, offsets=torch.arange(0, 15_001, 50))
+    assert torch.equal(padded[0], ragged[0])
