@@ -14,21 +14,8 @@ from frontrow.training import world as world_module
 from frontrow.training.data import load_dataset
 from frontrow.training.world import ROW_IDS, World, WorldConfig, main, simulate
 from frontrow.training.world_choice import every_mood, look, page_choices
-from frontrow.training.world_population import DAY, START, Visits
-
-SMALL = WorldConfig(seed=5, members=300, titles=400, days=40)
-
-
-@pytest.fixture(scope="module")
-def world() -> World:
-    return simulate(SMALL)
-
-
-def some(world: World, count: int, seed: int = 0) -> Visits:
-    """Visits of the log, late enough that members remember something."""
-    late = np.flatnonzero(world.visits.time > START + 10 * DAY)
-    return world.visits.take(np.random.default_rng(seed).choice(late, count, replace=False))
-
+from frontrow.training.world_population import DAY, START
+from small_world import SMALL, some
 
 # The log
 

@@ -9,25 +9,14 @@ import time
 import numpy as np
 import pytest
 from frontrow.training import world_choice
-from frontrow.training.world import World, WorldConfig, simulate
+from frontrow.training.world import World
 from frontrow.training.world_choice import mood_chances, page_outcomes
 from frontrow.training.world_population import DAY, LANGUAGE_OF, START, Members, Memory, Plays, Titles, Visits
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_world import some
 
 FROZEN = {"played": [0.1357671, 0.111424], "enjoyed": [0.095215, 0.069301], "minutes": [4.9860507, 3.3514662]}
-SMALL = WorldConfig(seed=5, members=300, titles=400, days=40)
-
-
-@pytest.fixture(scope="module")
-def world() -> World:
-    return simulate(SMALL)
-
-
-def some(world: World, count: int, seed: int = 0) -> Visits:
-    """Visits of the log, late enough that members remember something."""
-    late = np.flatnonzero(world.visits.time > START + 10 * DAY)
-    return world.visits.take(np.random.default_rng(seed).choice(late, count, replace=False))
 
 
 def by_hand() -> tuple[Titles, Members, Memory, Visits, np.ndarray]:
