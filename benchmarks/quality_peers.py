@@ -1,8 +1,8 @@
-"""Is the model ahead of RecTools' SASRec and HSTU, and how long does each train? Same split, same run, same measures.
+"""Is the model ahead of RecTools' SASRec and HSTU, and of CF, and how long does each train? One split, run and measure.
 
     python -m frontrow.benchmarks.quality_peers [--seed 0 …] [--epochs N]    → results/ml-100k-peers.json
 
-Needs rectools[torch] beside the project (an Apache-2.0 library; its own defaults but histories of 200 events). Every
+Needs `pip install '.[bench]'`: RecTools (an Apache-2.0 library; its own defaults but histories of 200 events). Every
 model stops when its validation NDCG@10 has not risen for six epochs and keeps its best epoch; the test item is looked
 at once. A difference counts as one if its 95 % interval, over members, of the mean over seeds excludes 0.
 """
@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 
 from ..foundation.schema import default_schema
+from ..training.baselines import item_item_scores, popularity_scores, user_user_scores
 from ..training.batches import Part, evaluated_members, target_positions, training_ends
 from ..training.data import Dataset, load_dataset
-from ..training.evaluate import ranking_metrics, ranks_of_targets
+from ..training.evaluate import ranking_metrics, ranks_by, ranks_of_targets
 from ..training.movielens import fetch_movielens_100k
 from ..training.runs import best_epoch, read_metrics
 from ..training.train import TrainConfig, train
@@ -32,6 +33,7 @@ from .provenance import provenance, write_result
 
 PATIENCE, CUTOFF = 6, 10
 GOAL = 0.156  # HR@10 of a validation item, whose time is noted: what RecTools' SASRec reaches in three minutes
+BASELINES = {"popularity": popularity_scores, "item-item CF": item_item_scores, "user-user CF": user_user_scores}
 # (ranks int64 [B] of the test items, epochs and seconds taken, seconds to GOAL or None)
 Trained = tuple[np.ndarray, dict[str, Any]]
 
@@ -157,6 +159,13 @@ def main(seeds: list[int], epochs: int) -> None:
             metrics = ranking_metrics(found)
             runs.append({"model": name, "seed": seed, "hr@10": metrics["hr@10"], "ndcg@10": metrics["ndcg@10"], **how})
             print(runs[-1], flush=True)
+    for name, scores in BASELINES.items():
+        started = time.monotonic()
+        found = ranks_by(scores(data, "test"), data, "test")
+        ranks[name] = [found]
+        metrics, seconds = ranking_metrics(found), round(time.monotonic() - started, 1)
+        runs.append({"model": name, "hr@10": metrics["hr@10"], "ndcg@10": metrics["ndcg@10"], "seconds": seconds})
+        print(runs[-1], flush=True)
     ahead = {
         f"frontrow - {name}": difference(ranks["frontrow"], of) for name, of in ranks.items() if name != "frontrow"
     }

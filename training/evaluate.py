@@ -61,7 +61,11 @@ def chunks(data: Dataset) -> list[np.ndarray]:
 
 def ranks_of_targets(model: FoundationModel, data: Dataset, part: Part, with_request: bool = True) -> np.ndarray:
     """Rank int64 [B] (0 is best) of each evaluated member's held-out title."""
-    score = model_scorer(model, data, part, with_request)
+    return ranks_by(model_scorer(model, data, part, with_request), data, part)
+
+
+def ranks_by(score: Scorer, data: Dataset, part: Part) -> np.ndarray:
+    """`ranks_of_targets` by any scores."""
     return np.concatenate([_ranks(*score_unseen(score, data, part, members)) for members in chunks(data)])
 
 
