@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib.metadata
+import statistics
 import tempfile
 import time
 import warnings
@@ -140,6 +142,31 @@ def difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> dict[str, An
     return {"ndcg@10": each.mean(), "from": each.mean() - half, "to": each.mean() + half}
 
 
+def markdown(found: dict[str, Any]) -> str:
+    """The section of quality.md."""
+    by: dict[str, list[dict[str, Any]]] = {}
+    for run in found["runs"]:
+        by.setdefault(run["model"], []).append(run)
+    goal = next(k for k in found["runs"][0] if k.startswith("seconds_to"))
+    lines = [
+        f"MovieLens-100K, one split, one evaluation, one run on {found['device']}; RecTools "
+        f"{found['versions']['rectools']} with its defaults. Means of the seeds.",
+        "",
+        f"| ranked by | seeds | HR@10 | NDCG@10 | seconds of training | until validation HR@10 {GOAL} |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, runs in sorted(by.items(), key=lambda item: -statistics.fmean(r["ndcg@10"] for r in item[1])):
+        hit, ndcg, seconds = (statistics.fmean(r[k] for r in runs) for k in ("hr@10", "ndcg@10", "seconds"))
+        times = [r[goal] for r in runs if r.get(goal) is not None]
+        reached = f"{statistics.fmean(times):.0f} s" if len(times) == len(runs) else "not every seed" if times else "–"
+        lines.append(f"| {name} | {len(runs)} | {hit:.4f} | {ndcg:.4f} | {seconds:.0f} | {reached} |")
+    lines += ["", "Frontrow's NDCG@10 less the other's, member by member, with its 95 % interval:", ""]
+    for pair, gap in found["paired"].items():
+        other = pair.removeprefix("frontrow - ")
+        lines.append(f"- {other}: {gap['ndcg@10']:+.4f} ({gap['from']:+.4f} to {gap['to']:+.4f})")
+    return "\n".join(lines)
+
+
 def main(seeds: list[int], epochs: int) -> None:
     data = load_dataset(fetch_movielens_100k(Path("data/movielens-100k")), default_schema())
     source = provenance(
@@ -170,6 +197,7 @@ def main(seeds: list[int], epochs: int) -> None:
         f"frontrow - {name}": difference(ranks["frontrow"], of) for name, of in ranks.items() if name != "frontrow"
     }
     print(ahead)
+    source["versions"]["rectools"] = importlib.metadata.version("rectools")
     print(write_result("ml-100k-peers", {"runs": runs, "paired": ahead, **source}))
 
 

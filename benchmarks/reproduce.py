@@ -1,7 +1,7 @@
 """How well are titles ranked on a public data set, or on interactions of your own? Several seeds, beside baselines.
 
-    frontrow reproduce ml-100k                  → results/ml-100k.json
-    frontrow reproduce ml-1m --source FOLDER    → results/ml-1m.json
+    frontrow reproduce ml-100k                  → results/ml-100k.json and -curves.png
+    frontrow reproduce ml-1m --source FOLDER    → results/ml-1m.json and -curves.png
     frontrow reproduce --interactions FILE      → runs/reproduce/<name>/result.json
 
 Leave one out: a member's last event is the test item, looked at once, the one before picks the epoch. A seed that was
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import statistics
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -29,7 +30,7 @@ from ..training.interactions import Interactions, read_ml_1m
 from ..training.movielens import fetch_movielens_100k
 from ..training.runs import best_epoch, load_run, train_run
 from ..training.train import Progress, TrainConfig
-from .provenance import provenance, write_result
+from .provenance import RESULTS, provenance, write_result
 
 RUNS = Path("runs/reproduce")
 LARGE = 500_000
@@ -109,9 +110,46 @@ def reproduce(
         }
         if name in SEEDS:
             write_result(name, content)
+            shutil.copy(RUNS / name / f"seed-{seeds[0]}" / "curves.png", RESULTS / f"{name}-curves.png")
         else:
             (RUNS / name / "result.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
     return content
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The section of quality.md."""
+    seeds, mean, spread = found["seeds"], found["mean"], found["standard_deviation"]
+    minutes = sum(r["seconds"] for r in seeds) / len(seeds) / 60
+    name = found["dataset"].split(":")[0]
+    lines = [
+        f"{found['dataset']}. {found['protocol'][0].upper()}{found['protocol'][1:]}. {_seeds(seeds)}, {minutes:.0f} "
+        f"minutes of training each with validation, on {found['device']}.",
+        "",
+        "| ranked by | HR@10 | NDCG@10 | MRR | coverage | novelty, bits |",
+        "|---|---|---|---|---|---|",
+        f"| Frontrow | {_spread(mean, spread, '')} | {mean['coverage']:.2f} | {mean['novelty_bits']:.2f} |",
+    ]
+    if "hr@10_without_request_fields" in mean:
+        cells = _spread(mean, spread, "_without_request_fields")
+        rest = f"{mean['coverage_without_request_fields']:.2f} | {mean['novelty_bits_without_request_fields']:.2f}"
+        lines.append(f"| Frontrow, not told when the request comes | {cells} | {rest} |")
+    for baseline, row in sorted(found["baselines"].items(), key=lambda item: -item[1]["ndcg@10"]):
+        cells = " | ".join(f"{row[k]:.4f}" for k in ("hr@10", "ndcg@10", "mrr"))
+        label = baseline.replace("_cf", " CF").replace("_", "-")
+        lines.append(f"| {label} | {cells} | {row['coverage']:.2f} | {row['novelty_bits']:.2f} |")
+    lines += [f"| {baseline} | left out: {why} | | | | |" for baseline, why in found["left_out"].items()]
+    lines += ["", f"![losses per head and validation, {_seeds(seeds[:1])}](results/{name}-curves.png)"]
+    return "\n".join(lines)
+
+
+def _seeds(seeds: list[dict[str, Any]]) -> str:
+    each = ", ".join(str(r["seed"]) for r in seeds)
+    return f"seed {each}" if len(seeds) == 1 else f"{len(seeds)} seeds ({each}), ± their standard deviation"
+
+
+def _spread(mean: dict[str, float], spread: dict[str, float], which: str) -> str:
+    names = [f"{k}{which}" for k in ("hr@10", "ndcg@10", "mrr")]
+    return " | ".join(f"{mean[k]:.4f}" + (f" ± {spread[k]:.4f}" if spread else "") for k in names)
 
 
 def _seconds(run: Path) -> float:

@@ -1,0 +1,59 @@
+"""Writes quality.md: what is known about quality, every number of it from a committed result file.
+
+python -m frontrow.benchmarks.quality
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+from .provenance import RESULTS
+
+PAGE = Path(__file__).parent / "quality.md"
+# (heading, module of this package whose `markdown` writes the section, result file, command that measures it)
+SECTIONS = (
+    ("MovieLens-1M", "reproduce", "ml-1m", "frontrow reproduce ml-1m --source FOLDER"),
+    ("MovieLens-100K", "reproduce", "ml-100k", "frontrow reproduce ml-100k"),
+    ("Beside other libraries", "quality_peers", "ml-100k-peers", "python -m frontrow.benchmarks.quality_peers"),
+    ("What each ingredient is worth", "ablations", "ablations-ml-100k", "python -m frontrow.benchmarks.ablations"),
+    ("Rows and the page", "rows", "rows", "python -m frontrow.benchmarks.rows"),
+    ("Search and more like this", "surfaces", "surfaces", "python -m frontrow.benchmarks.surfaces"),
+    (
+        "Calibration, diversity and what they cost",
+        "beyond_accuracy",
+        "beyond-accuracy",
+        "python -m frontrow.benchmarks.beyond_accuracy",
+    ),
+    ("New titles and new members", "cold_start", "cold-start", "python -m frontrow.benchmarks.cold_start"),
+    ("From one training to the next", "stability", "stability", "python -m frontrow.benchmarks.stability"),
+    ("Stale vectors", "stale_vectors", "stale-vectors", "python -m frontrow.benchmarks.stale_vectors"),
+    ("Speed of training", "training_speed", "training-speed", "python -m frontrow.benchmarks.training_speed"),
+)
+HEAD = """# Quality
+
+How well it ranks, measured. `python -m frontrow.benchmarks.quality` writes this page from the files in `results/`, which
+name command, device, versions, commit, seeds and date. The simulated world is simulated: its figures compare methods and
+say nothing about people.
+"""
+
+
+def page() -> str:
+    """The text of quality.md from the result files that are there."""
+    parts = [HEAD]
+    for heading, module, result, command in SECTIONS:
+        file = RESULTS / f"{result}.json"
+        parts.append(f"## {heading}\n")
+        if not file.is_file():
+            parts.append(f"Not measured yet: `{command}`.\n")
+            continue
+        found = json.loads(file.read_text("utf-8"))
+        parts.append(importlib.import_module(f".{module}", __package__).markdown(found) + "\n")
+        parts.append(f"`{found['command']}`, commit {found['commit']}, {found['date']}: `results/{file.name}`.\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), "utf-8")
+    print(PAGE)
