@@ -33,9 +33,9 @@ SECTIONS = (
 )
 HEAD = """# Quality
 
-How well it ranks, measured. `python -m frontrow.benchmarks.quality` writes this page from the files in `results/`, which
-name command, device, versions, commit, seeds and date. The simulated world is simulated: its figures compare methods and
-say nothing about people.
+How well it ranks, measured. `python -m frontrow.benchmarks.quality` writes this page from the files in `results/`,
+which name command, device, versions, commit, seeds and date. The simulated world is simulated: its figures compare
+methods and say nothing about people.
 """
 
 

@@ -3,8 +3,8 @@
     python -m frontrow.benchmarks.training_speed [--processes 1 2] [--d-model 512] [--batch-tokens N] → training-speed
 
 MovieLens-100K, the recipe's settings; one epoch a run, in turns, after one that is not counted; validation is not part
-of it. On a CPU each process has one thread (or OMP_NUM_THREADS), so that two processes are two cores; on GPUs each has a
-card. A step of P processes learns from P batches.
+of it. On a CPU each process has one thread (or OMP_NUM_THREADS), so that two processes are two cores; on GPUs each has
+one. A step of P processes learns from P batches.
 """
 
 from __future__ import annotations
