@@ -43,7 +43,8 @@ def run_reproduce(
     def bar(seed: int) -> AbstractContextManager[Callable[[Progress], None]]:
         return show.training_bar(errors, config.epochs, quiet=as_json, of=f"seed {seed}, ")
 
-    command = "frontrow " + shlex.join(sys.argv[1:])
+    # Where somebody keeps their files says nothing about the result.
+    command = "frontrow " + shlex.join("FOLDER" if word == str(source) else word for word in sys.argv[1:])
     result = reproduce(name, folder, data, order, seeds or SEEDS.get(name, [0]), config, command, bar)
     if as_json:
         print_json(result)
