@@ -29,6 +29,7 @@ SECTIONS = (
     ("New titles and new members", "cold_start", "cold-start", "python -m frontrow.benchmarks.cold_start"),
     ("From one training to the next", "stability", "stability", "python -m frontrow.benchmarks.stability"),
     ("Stale vectors", "stale_vectors", "stale-vectors", "python -m frontrow.benchmarks.stale_vectors"),
+    ("Speed of the simulated world", "world_model", "world", "python -m frontrow.benchmarks.world_model"),
     ("Speed of training", "training_speed", "training-speed", "python -m frontrow.benchmarks.training_speed"),
 )
 HEAD = """# Quality

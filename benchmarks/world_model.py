@@ -1,14 +1,19 @@
 """The simulated worlds that benchmarks share, and the model trained on each, once: `runs/world/seed-N`.
 
 World seeds below 100 are for trying things out; EVALUATION_SEEDS are looked at for results only.
+
+    python -m frontrow.benchmarks.world_model    how fast a world is simulated → results/world.json
 """
 
 from __future__ import annotations
 
 import shutil
+import statistics
+import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from ..foundation.model import FoundationModel
 from ..foundation.schema import default_schema
@@ -17,6 +22,7 @@ from ..training.runs import differences, load_run, train_run
 from ..training.train import Progress
 from ..training.world import World, simulate
 from ..training.world_log import WorldConfig
+from .provenance import provenance, write_result
 from .reproduce import recipe
 
 RUNS = Path("runs/world")
@@ -46,3 +52,32 @@ def trained_on(
         shutil.rmtree(folder / "run")
     train_run(folder / "run", folder / "data", data, config, on_progress, resume=True)
     return load_run(folder / "run")
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The section of quality.md."""
+    rates = [run["events_per_second"] for run in found["runs"]]
+    return (
+        f"{found['config']['members']:,} members, {found['config']['titles']:,} titles, {found['config']['days']} days: "
+        f"{found['runs'][0]['events']:,} events, simulated at {statistics.median(rates):,.0f} events/s (median of "
+        f"{len(rates)} seeds, {min(rates):,.0f} to {max(rates):,.0f}), {found['device']}, one process."
+    )
+
+
+def main() -> None:
+    runs = []
+    for seed in range(5):
+        started = time.perf_counter()
+        world = world_of(seed)
+        seconds = time.perf_counter() - started
+        rate = round(len(world.events) / seconds)
+        runs.append(
+            {"seed": seed, "events": len(world.events), "seconds": round(seconds, 2), "events_per_second": rate}
+        )
+        print(runs[-1], flush=True)
+    command = "python -m frontrow.benchmarks.world_model"
+    print(write_result("world", {"config": asdict(CONFIG), "runs": runs, **provenance(command)}))
+
+
+if __name__ == "__main__":
+    main()
