@@ -56,9 +56,9 @@ def trained_on(
 
 def markdown(found: dict[str, Any]) -> str:
     """The section of quality.md."""
-    rates = [run["events_per_second"] for run in found["runs"]]
+    size, rates = found["config"], [run["events_per_second"] for run in found["runs"]]
     return (
-        f"{found['config']['members']:,} members, {found['config']['titles']:,} titles, {found['config']['days']} days: "
+        f"{size['members']:,} members, {size['titles']:,} titles, {size['days']} days: "
         f"{found['runs'][0]['events']:,} events, simulated at {statistics.median(rates):,.0f} events/s (median of "
         f"{len(rates)} seeds, {min(rates):,.0f} to {max(rates):,.0f}), {found['device']}, one process."
     )
@@ -70,10 +70,8 @@ def main() -> None:
         started = time.perf_counter()
         world = world_of(seed)
         seconds = time.perf_counter() - started
-        rate = round(len(world.events) / seconds)
-        runs.append(
-            {"seed": seed, "events": len(world.events), "seconds": round(seconds, 2), "events_per_second": rate}
-        )
+        count = len(world.events)
+        runs.append({"seed": seed, "events": count, "events_per_second": round(count / seconds)})
         print(runs[-1], flush=True)
     command = "python -m frontrow.benchmarks.world_model"
     print(write_result("world", {"config": asdict(CONFIG), "runs": runs, **provenance(command)}))
