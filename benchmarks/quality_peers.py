@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib.metadata
+import json
 import statistics
 import tempfile
 import time
@@ -35,6 +36,7 @@ from .provenance import provenance, write_result
 
 PATIENCE, CUTOFF = 6, 10
 GOAL = 0.156  # HR@10 of a validation item, whose time is noted: what RecTools' SASRec reaches in three minutes
+RUNS = Path("runs/peers")
 BASELINES = {"popularity": popularity_scores, "item-item CF": item_item_scores, "user-user CF": user_user_scores}
 # (ranks int64 [B] of the test items, epochs and seconds taken, seconds to GOAL or None)
 Trained = tuple[np.ndarray, dict[str, Any]]
@@ -147,7 +149,7 @@ def markdown(found: dict[str, Any]) -> str:
     by: dict[str, list[dict[str, Any]]] = {}
     for run in found["runs"]:
         by.setdefault(run["model"], []).append(run)
-    goal = next(k for k in found["runs"][0] if k.startswith("seconds_to"))
+    goal = f"seconds_to_validation_hr_{GOAL}"
     lines = [
         f"MovieLens-100K, one split, one evaluation, one run on {found['device']}; RecTools "
         f"{found['versions']['rectools']} with its defaults. Means of the seeds.",
@@ -172,33 +174,42 @@ def main(seeds: list[int], epochs: int) -> None:
     source = provenance(
         f"python -m frontrow.benchmarks.quality_peers --epochs {epochs} --seed {' '.join(map(str, seeds))}"
     )
-    models: dict[str, Callable[[int], Trained]] = {
+    source["versions"]["rectools"] = importlib.metadata.version("rectools")
+    trained: dict[str, Callable[[int], Trained]] = {
         "frontrow": lambda seed: frontrow(data, seed, epochs),
         "rectools sasrec": lambda seed: peer("sasrec", data, seed, epochs),
         "rectools hstu": lambda seed: peer("hstu", data, seed, epochs),
     }
-    ranks: dict[str, list[np.ndarray]] = {name: [] for name in models}
+    ranks: dict[str, list[np.ndarray]] = {}
     runs: list[dict[str, Any]] = []
-    for seed in seeds:
-        for name, trained in models.items():
-            found, how = trained(seed)
-            ranks[name].append(found)
-            metrics = ranking_metrics(found)
-            runs.append({"model": name, "seed": seed, "hr@10": metrics["hr@10"], "ndcg@10": metrics["ndcg@10"], **how})
-            print(runs[-1], flush=True)
     for name, scores in BASELINES.items():
         started = time.monotonic()
-        found = ranks_by(scores(data, "test"), data, "test")
-        ranks[name] = [found]
-        metrics, seconds = ranking_metrics(found), round(time.monotonic() - started, 1)
-        runs.append({"model": name, "hr@10": metrics["hr@10"], "ndcg@10": metrics["ndcg@10"], "seconds": seconds})
-        print(runs[-1], flush=True)
-    ahead = {
-        f"frontrow - {name}": difference(ranks["frontrow"], of) for name, of in ranks.items() if name != "frontrow"
-    }
-    print(ahead)
-    source["versions"]["rectools"] = importlib.metadata.version("rectools")
-    print(write_result("ml-100k-peers", {"runs": runs, "paired": ahead, **source}))
+        ranks[name] = [ranks_by(scores(data, "test"), data, "test")]
+        runs.append({"model": name, **_quality(ranks[name][0]), "seconds": round(time.monotonic() - started, 1)})
+    for seed in seeds:
+        for name, once in trained.items():
+            found, how = _kept(RUNS / f"{name}-{seed}-{epochs}.json", lambda once=once, seed=seed: once(seed))
+            ranks.setdefault(name, []).append(found)
+            runs.append({"model": name, "seed": seed, **_quality(found), **how})
+            print(runs[-1], flush=True)
+        paired = {f"frontrow - {name}": difference(ranks["frontrow"], of) for name, of in ranks.items()}
+        del paired["frontrow - frontrow"]
+        print(write_result("ml-100k-peers", {"runs": runs, "paired": paired, **source}))
+
+
+def _quality(ranks: np.ndarray) -> dict[str, float]:
+    metrics = ranking_metrics(ranks)
+    return {"hr@10": metrics["hr@10"], "ndcg@10": metrics["ndcg@10"]}
+
+
+def _kept(file: Path, once: Callable[[], Trained]) -> Trained:
+    """What a run gave, from `file` if it was finished before."""
+    if not file.is_file():
+        ranks, how = once()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"ranks": ranks.tolist(), "how": how}), "utf-8")
+    kept = json.loads(file.read_text("utf-8"))
+    return np.array(kept["ranks"]), kept["how"]
 
 
 if __name__ == "__main__":
