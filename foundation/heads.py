@@ -14,7 +14,12 @@ from torch import Tensor, nn
 
 from ..kernels.linear_cross_entropy import linear_cross_entropy
 from .embedding import table_size
-from .schema import FIRST, Schema
+from .schema import FIRST, Field, Schema
+
+
+def predicted_fields(schema: Schema, sizes: Mapping[str, int]) -> list[Field]:
+    """The fields with a linear head of their own, in the order of the heads: predicted ones that have any values."""
+    return [f for f in schema.fields if f.loss_weight and f.kind != "id" and table_size(f, sizes) > FIRST]
 
 
 class Heads(nn.Module):
@@ -24,7 +29,7 @@ class Heads(nn.Module):
         super().__init__()
         self.schema = schema
         self.member = nn.Linear(d_model, vector_width)
-        self.fields = [f for f in schema.fields if f.loss_weight and f.kind != "id" and table_size(f, sizes) > FIRST]
+        self.fields = predicted_fields(schema, sizes)
         self.linear = nn.ModuleList(nn.Linear(d_model, table_size(f, sizes) - FIRST) for f in self.fields)
 
     def losses(self, hidden: Tensor, title_vectors: Tensor, targets: Tensor) -> dict[str, Tensor]:

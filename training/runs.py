@@ -1,6 +1,7 @@
 """A run directory: what was trained, on what, with which settings, and what came out.
 
-run.json: data folder, its fingerprint, schema and settings. metrics.csv and curves.png: a line per epoch. best.pt:
+run.json: data folder, its fingerprint, schema and settings, and the run that it began from. vocabularies.json: the
+values of each field, for runs that begin from this one. metrics.csv and curves.png: a line per epoch. best.pt:
 the weights of the best validation epoch. evaluation.json: the table of `frontrow evaluate`.
 """
 
@@ -9,26 +10,34 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..foundation.model import FoundationModel, ModelConfig
-from ..foundation.schema import Schema
+from ..foundation.schema import Schema, Vocabulary
 from .data import Dataset, load_dataset
 from .train import Progress, TrainConfig, build_model, changed_settings, is_first_process, load_best, train
+from .warm_start import Earlier, warm_start
 
 
-def start_run(run_dir: Path, folder: Path, data: Dataset, config: TrainConfig) -> None:
-    """Write run.json."""
+def start_run(
+    run_dir: Path, folder: Path, data: Dataset, config: TrainConfig, source: Mapping[str, str] | None = None
+) -> None:
+    """Write run.json and vocabularies.json. source: of a warm start, the run it begins from and its weights' sha256."""
     run_dir.mkdir(parents=True, exist_ok=True)
     content = {
         "data": str(folder.resolve()),
         "data_fingerprint": data.fingerprint,
         "schema": data.schema.to_dict(),
         "config": asdict(config),
+        "from": source,
     }
+    values = {name: v.values for name, v in data.vocabularies.items()}
+    (run_dir / "vocabularies.json").write_text(json.dumps(values, ensure_ascii=False), "utf-8")
     (run_dir / "run.json").write_text(json.dumps(content, indent=1))
 
 
@@ -48,11 +57,13 @@ def train_run(
     on_progress: Callable[[Progress], None] = lambda progress: None,
     resume: bool = False,
     overwrite: bool = False,
+    begin_from: Path | None = None,
 ) -> FoundationModel:
     """Train in a run directory and draw its curves. A finished run that is resumed is left as it is.
 
-    Raises ValueError where there is a run already: without `resume` or `overwrite`, or with `resume` but of other data,
-    schema or settings. What an older run left is replaced when the first step of the new one is done.
+    begin_from: another run whose weights this one begins with. Raises ValueError if they cannot be carried, or where
+    there is a run already: without `resume` or `overwrite`, or with `resume` but of other data, schema, settings or
+    beginning. What an older run left is replaced when the first step of the new one is done.
     """
     there = (run_dir / "run.json").is_file()
     resume = resume and (there or (run_dir / "checkpoint.pt").is_file())
@@ -61,7 +72,13 @@ def train_run(
             f"{run_dir} holds a run already; go on with it (--resume), train in another folder (--run), or give "
             "--overwrite"
         )
-    if resume and (changed := differences(run_dir, data, config)):
+    start = None
+    if begin_from is not None:
+        if begin_from.resolve() == run_dir.resolve():
+            raise ValueError(f"{run_dir} cannot begin from itself; train in another folder (--run)")
+        start = warm_start(read_earlier(begin_from), build_model(data, config.model), data, config.seed)
+    source = start and start.source
+    if resume and (changed := differences(run_dir, data, config, source)):
         raise ValueError(f"{run_dir} cannot be resumed: {', '.join(changed)}; give what it had, or another --run")
     begun = False
 
@@ -70,23 +87,28 @@ def train_run(
         if not begun and is_first_process():
             for name in ("finished", "evaluation.json", *(() if resume else ("checkpoint.pt", "best.pt"))):
                 (run_dir / name).unlink(missing_ok=True)
-            start_run(run_dir, folder, data, config)
+            start_run(run_dir, folder, data, config, source)
         begun = True
         on_progress(progress)
 
-    model = train(data, config, run_dir, report, resume)
+    model = train(data, config, run_dir, report, resume, start)
     if is_first_process() and begun:
         draw_curves(run_dir)
         (run_dir / "finished").touch()
     return model
 
 
-def differences(run_dir: Path, data: Dataset, config: TrainConfig) -> list[str]:
-    """What a run was trained on or with that is not what is asked for, by name."""
+def differences(
+    run_dir: Path, data: Dataset, config: TrainConfig, source: Mapping[str, str] | None = None
+) -> list[str]:
+    """What a run was trained on, with or from that is not what is asked for, by name."""
     run = read_run(run_dir)
     found = [] if run["data_fingerprint"] == data.fingerprint else [f"the data is not what {run['data']} was"]
     if run["schema"] != json.loads(json.dumps(data.schema.to_dict())):
         found.append("the schema is another one")
+    before, now = (given and given["weights"] for given in (run.get("from"), source))
+    if before != now:
+        found.append(f"it began from {run['from']['run'] if before else 'random weights'}, not what is given now")
     return found + changed_settings(run["config"], config)
 
 
@@ -122,6 +144,22 @@ def load_run(run_dir: Path) -> tuple[FoundationModel, Dataset]:
         raise ValueError(f"{run['data']} has changed since {run_dir} was trained on it; train again")
     config = ModelConfig(**run["config"]["model"])
     return load_best(build_model(data, config), run_dir), data
+
+
+def read_earlier(run_dir: Path) -> Earlier:
+    """A run to begin from. Its data may be another by now: what is needed of it stands in the run. Raises ValueError
+    naming what is missing."""
+    run = read_run(run_dir)
+    if not (run_dir / "best.pt").is_file():
+        raise ValueError(f"{run_dir / 'best.pt'} is missing: that run has no weights to begin from yet")
+    schema = Schema.from_dict(run["schema"])
+    if (file := run_dir / "vocabularies.json").is_file():
+        vocabularies = {name: Vocabulary(values) for name, values in json.loads(file.read_text("utf-8")).items()}
+    else:  # a run of an older version
+        vocabularies = load_run(run_dir)[1].vocabularies
+    weights = torch.load(run_dir / "best.pt", weights_only=True, map_location="cpu")
+    config = ModelConfig(**run["config"]["model"])
+    return Earlier(run_dir.resolve(), schema, vocabularies, config, weights, weights_fingerprint(run_dir))
 
 
 def weights_fingerprint(run_dir: Path) -> str:

@@ -27,6 +27,7 @@ from .batches import evaluated_members, trained_titles, trained_values, training
 from .data import Dataset
 from .evaluate import ranking_metrics, ranks_of_targets
 from .speed import matmul_rate, training_flops
+from .warm_start import WarmStart
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,11 @@ def train(
     run_dir: Path,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     resume: bool = False,
+    start: WarmStart | None = None,
 ) -> FoundationModel:
     """Train a model and return it with the weights of its best validation epoch.
 
+    start: what it begins with, in place of random weights.
     run_dir gets `metrics.csv` (a line per epoch), `checkpoint.pt` (for `resume`) and `best.pt`.
     Raises FloatingPointError when the loss is not finite, ValueError for data too small to train or validate on.
     """
@@ -104,14 +107,18 @@ def train(
         raise ValueError("no member has three events: there is nothing to validate on")
     rank, world, device = _processes()
     torch.manual_seed(config.seed)
-    model = build_model(data, config.model).to(device)
+    model = build_model(data, config.model)
+    if start is not None:
+        model.load_state_dict(start.weights)
+    model.to(device)
     wrapped: nn.Module = DistributedDataParallel(model) if world > 1 else model
     torch.manual_seed(config.seed * 1000 + rank)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98)
     )
     run_dir.mkdir(parents=True, exist_ok=True)
-    trained = {name: torch.from_numpy(values) for name, values in trained_values(data).items()}
+    carried = {} if start is None else start.trained
+    trained = {name: torch.from_numpy(v | carried.get(name, False)) for name, v in trained_values(data).items()}
     rate_of_device = matmul_rate(device, mixed_precision(device) or torch.float32)
     state = _State()
     if resume and (run_dir / "checkpoint.pt").is_file():
