@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -135,6 +136,9 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run.")] = False,
+    begin_from: Annotated[
+        Path | None, typer.Option("--from", help="A run whose weights, fields and model settings this one begins with.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train a model on a data set.
@@ -143,19 +147,22 @@ def train(
     """
     from ..foundation.schema import Schema, default_schema
     from ..training.data import load_dataset
-    from ..training.runs import best_epoch, train_run
+    from ..training.runs import best_epoch, read_earlier, train_run
     from ..training.train import is_first_process
 
     console.quiet = errors.quiet = others = not is_first_process()
-    dataset = load_dataset(data, Schema.load(schema) if schema else default_schema())
-    config = train_config(epochs, seed)
+    config, fields = train_config(epochs, seed), default_schema()
+    if begin_from:
+        earlier = read_earlier(begin_from)
+        config, fields = replace(config, model=earlier.config), earlier.schema
+    dataset = load_dataset(data, Schema.load(schema) if schema else fields)
     if not as_json:
         console.print(f"{data}: {show.counts(dataset.counts)}", soft_wrap=True, highlight=False)
     last: dict[str, Any] = {"epoch": -1, "losses": {}, "validation": {}}
     try:
         with show.training_bar(errors, config.epochs, last, quiet=as_json or others) as on_progress:
             errors.quiet = False  # from here on one process may fail alone
-            train_run(run, data, dataset, config, on_progress, resume, overwrite)
+            train_run(run, data, dataset, config, on_progress, resume, overwrite, begin_from)
     except KeyboardInterrupt:
         errors.quiet, go_on = others, (run / "checkpoint.pt").is_file()
         errors.print("stopped; go on with --resume" if go_on else "stopped before the first epoch ended")
@@ -222,6 +229,9 @@ def export(
     run: SomeRun = None,
     bundles: Bundles = BUNDLES,
     rows: Annotated[Path | None, typer.Option(help="Row catalogue (rows.json) in place of the default one.")] = None,
+    align_to: Annotated[
+        Path | None, typer.Option(help="A bundle directory: the new vectors are turned so that they compare with its.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write a trained model as the next bundle.
@@ -242,13 +252,16 @@ def export(
         catalogue = read_rows(rows, dataset.titles) if rows else None
         path = export_bundle(
             model, dataset, bundles, metrics, catalogue, weights_fingerprint(run), Path(read_run(run)["data"]).name,
-            on_epoch=lambda done, total: bar.update(task, total=total, completed=done),
+            on_epoch=lambda done, total: bar.update(task, total=total, completed=done), align_to=align_to,
         )  # fmt: skip
-    table = read_manifest(path)["metrics"]["rows"]
+    found = read_manifest(path)["metrics"]
     if as_json:
-        print_json({"bundle": str(path), "version": int(path.name), "rows": table})
+        tables = {k: found[k] for k in ("rows", "alignment") if k in found}
+        print_json({"bundle": str(path), "version": int(path.name), **tables})
     else:
-        show.row_table(console, table)
+        show.row_table(console, found["rows"])
+        if align_to:
+            show.alignment(console, found["alignment"])
         console.print(f"{run} is now bundle {path}", soft_wrap=True, highlight=False)
 
 

@@ -138,6 +138,20 @@ def row_table(console: Console, table: Mapping[str, Mapping[str, float | None]])
     console.print(shown)
 
 
+def alignment(console: Console, found: Mapping[str, Any]) -> None:
+    """How far a new bundle's vectors are from those of the bundle it was aligned to."""
+    for name in ("titles", "members"):
+        before, after = found["before"][name], found["after"][name]
+        if before["common"]:
+            console.print(
+                f"{before['common']:,} {name} are in bundle {found['bundle']} too: mean cosine of their vectors "
+                f"{before['cosine']:.3f}, aligned {after['cosine']:.3f}; distance {before['distance']:.3f}, aligned "
+                f"{after['distance']:.3f} of their length",
+                soft_wrap=True,
+                highlight=False,
+            )
+
+
 def checks(console: Console, found: Sequence[Any]) -> None:
     """What `doctor` found, a line each, with the way to mend it below."""
     for check in found:

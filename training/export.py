@@ -22,6 +22,7 @@ from ..serving.homepage import HomepageEngine, check_known, known_answers
 from ..serving.rows import RowCatalogue, RowSpec, TitleColumns, rows_to_json
 from ..serving.store import Store
 from . import row_ranking
+from .alignment import align
 from .baselines import NEIGHBOURS, interactions, item_similarity, keep_largest, user_similarity
 from .batches import training_events
 from .data import Dataset
@@ -93,17 +94,22 @@ def export_bundle(
     weights: str = "",
     data_set: str = "",
     on_epoch: Callable[[int, int], None] = lambda done, total: None,
+    align_to: Path | None = None,
 ) -> Path:
     """Train the row ranker and write the next bundle; returns its directory.
 
     rows: the content of a rows.json; None for `default_rows`. weights: what the weights came from, data_set:
-    what to call the data; both are kept in the manifest. Raises RowError for a row that is wrong, TooLarge for more
-    members or titles than baselines.py can take.
+    what to call the data; both are kept in the manifest. align_to: a bundle in whose space the vectors shall be; how
+    far they were apart goes into the metrics. Raises RowError for a row that is wrong, TooLarge for more members or
+    titles than baselines.py can take, BundleError or ValueError for a bundle that cannot be aligned to.
     """
     rows = rows_to_json(default_rows(data.titles), LIKED_ACTIONS) if rows is None else rows
     plays = np.zeros(len(data.titles))  # a wrong row is told before any work begins
     RowCatalogue(rows, TitleColumns.from_metadata(len(data.titles), data.titles.metadata, plays))
     model = model.cpu().eval()
+    if align_to is not None:
+        model, found = align(model, data, align_to)
+        metrics = {**metrics, "alignment": found}
     candidates = candidate_lists(data)
     documents = {
         "vocabularies.json": {name: v.values for name, v in data.vocabularies.items()},
