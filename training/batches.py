@@ -116,10 +116,15 @@ def evaluation_batch(
 ) -> tuple[Tensor, Tensor]:
     """(tokens int32 [T, C], offsets int64 [B+1]): everything before the held-out event, newest `longest` events, and
     the token that asks. with_request: whether that token carries the held-out event's request-time fields."""
-    stops = target_positions(data, members, part)
-    starts = np.maximum(data.events.offsets[members], stops - longest)
-    rows = np.concatenate([np.arange(a, b + 1) for a, b in zip(starts, stops, strict=True)])
-    offsets = np.concatenate([[0], np.cumsum(stops + 1 - starts)])
+    return batch_before(data, target_positions(data, members, part), longest, with_request)
+
+
+def batch_before(data: Dataset, positions: np.ndarray, longest: int, with_request: bool) -> tuple[Tensor, Tensor]:
+    """As `evaluation_batch`, for any events: `positions` int64 [B] into `data.events`."""
+    members = np.searchsorted(data.events.offsets, positions, side="right") - 1
+    starts = np.maximum(data.events.offsets[members], positions - longest)
+    rows = np.concatenate([np.arange(a, b + 1) for a, b in zip(starts, positions, strict=True)])
+    offsets = np.concatenate([[0], np.cumsum(positions + 1 - starts)])
     tokens = offset_tokens(data.schema, data.events.ids, data.events.offsets)[rows]
     if not with_request:
         tokens[np.ix_(offsets[1:] - 1, data.schema.request_columns)] = 0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from frontrow.clients.cli import app
 from frontrow.foundation.bundle import BundleError, load_bundle, read_manifest
 from frontrow.foundation.model import FoundationModel
 from frontrow.serving.homepage import HomepageEngine, check_known
@@ -20,6 +21,7 @@ from frontrow.training.batches import evaluation_batch
 from frontrow.training.data import Dataset
 from frontrow.training.export import export_bundle
 from frontrow.training.train import train
+from typer.testing import CliRunner
 
 if TYPE_CHECKING:
     from conftest import TinyRun
@@ -165,6 +167,13 @@ def test_an_aligned_bundle_serves_what_was_aligned(
     nearest = store.nearest(members.detach().numpy(), 10)
     expected = scores(other, tiny_run.data)[ids].argsort(dim=1, descending=True, stable=True)[:, :10]
     np.testing.assert_array_equal(nearest, expected.numpy())
+
+
+def test_the_command_line_says_how_far_vectors_moved(tiny_run: TinyRun, tiny_bundle: Path, tmp_path: Path) -> None:
+    given = ["export", "--run", tiny_run.run_dir, "--bundles", tmp_path, "--align-to", tiny_bundle]
+    done = CliRunner().invoke(app, [*map(str, given)], catch_exceptions=False)
+    assert "120 titles are in bundle 1 too: mean cosine of their vectors 1.000, aligned 1.000" in done.stdout
+    assert "60 members are in bundle 1 too" in done.stdout
 
 
 def test_members_of_both_stand_for_all(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:

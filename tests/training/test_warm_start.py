@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from frontrow.clients.cli import app
 from frontrow.foundation.model import FoundationModel
 from frontrow.foundation.schema import FIRST, UNKNOWN, Field, Schema, default_schema
 from frontrow.training import warm_start as warm_start_module
@@ -20,6 +22,7 @@ from frontrow.training.runs import load_run, read_earlier, read_run, train_run
 from frontrow.training.similar_titles import mixing_weights
 from frontrow.training.train import build_model, train
 from frontrow.training.warm_start import Earlier, warm_start
+from typer.testing import CliRunner
 
 if TYPE_CHECKING:
     from conftest import TinyRun
@@ -257,3 +260,13 @@ def test_a_run_of_an_older_version_reads_its_data_again(tiny_run: TinyRun, earli
     assert {k: v.values for k, v in found.vocabularies.items()} == {
         k: v.values for k, v in earlier.vocabularies.items()
     }
+
+
+def test_the_command_line_takes_fields_and_settings_of_the_model_from_the_run(
+    tiny_run: TinyRun, newer_folder: Path, tmp_path: Path
+) -> None:
+    given = ["train", "--data", newer_folder, "--run", tmp_path / "run", "--epochs", 1, "--from", tiny_run.run_dir]
+    done = CliRunner().invoke(app, [*map(str, given), "--json"], catch_exceptions=False)
+    assert json.loads(done.stdout)["epoch"] == 1
+    assert read_run(tmp_path / "run")["config"]["model"] == asdict(tiny_run.config.model)
+    assert read_run(tmp_path / "run")["from"]["run"] == str(tiny_run.run_dir)
