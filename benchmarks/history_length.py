@@ -126,8 +126,8 @@ def markdown(found: dict[str, Any]) -> str:
     return "\n\n".join([
         f"HR@10 of the same test titles when the model reads at most n events of a member, {found['members']['all']} "
         f"members, of whom {found['members']['long']} have {LONG} or more; the shortest history has "
-        f"{found['shortest_history']}. n = 0 is the anonymous page. In brackets: 95 % over members; "
-        f"{len(found['runs'])} trained model(s).",
+        f"{found['shortest_history']}, and is read whole where n is larger. n = 0 is the anonymous page. In brackets: "
+        f"95 % over members. Training seeds: {', '.join(str(run['seed']) for run in found['runs'])}.",
         "![quality against history length](results/history-length.png)",
         "\n".join(table),
     ]) + "\n"  # fmt: skip
