@@ -19,6 +19,7 @@ from ..foundation.row_ranker import RowRanker
 from ..foundation.schema import FIRST
 from ..kernels.catalogue_search import catalogue_search
 from .rows import MemberView, RowCatalogue, RowError, TitleColumns
+from .search import TitleSearch
 
 LIKED_KEPT = 10
 
@@ -91,6 +92,11 @@ class Store:
     def popular(self) -> np.ndarray:
         """Title indices int64 [N], most popular first, ties by smaller id."""
         return np.lexsort((np.arange(self.title_count), -self.popularity))
+
+    @cached_property
+    def search(self) -> TitleSearch:
+        """Titles by what somebody types; made in about 3 s for 100,000 titles."""
+        return TitleSearch(self.bundle.titles.names, self.popular)
 
     @cached_property
     def popular_by_locale(self) -> dict[int, np.ndarray]:
