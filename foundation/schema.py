@@ -372,13 +372,16 @@ WIRE: dict[str, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = {
 }
 
 # Where a candidate came from; its place in this tuple is the UINT8 on the wire. "none" stands past the end of a row.
-SOURCES = ("none", "embedding", "item_item", "user_user", "popular", "new", "explore", "history", "editorial")
+SOURCES = (
+    "none", "embedding", "item_item", "user_user", "popular", "new", "explore", "history", "editorial", "lexical",
+    "neighbour",
+)  # fmt: skip
 
 ANONYMOUS = -1
 MAX_EVENTS = 100_000
 MAX_EVENT_BYTES = 32 * 2**20  # of a request's events and context together, as JSON
 MAX_ROWS, MAX_TITLES = 100, 500
-MAX_TEXT = 256  # characters of surface and of experiment
+MAX_TEXT = 256  # characters of surface, of experiment, and of a query in the context
 
 
 def wire_dict() -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""The whole homepage of a bundle in one process: encode → retrieve → score → rank rows → assemble.
+"""The whole homepage of a bundle in one process: encode → retrieve → score → rank rows → assemble. And the pages of one
+row of other surfaces (surfaces.py), from the same encoding.
 
 Every stage takes all members of a call at once; a member whose request is wrong gets an error of its own and the
 others their pages.
@@ -25,6 +26,7 @@ from .page import assemble
 from .requests import BadRequest, PageRequest, Prepared, RequestError, prepare
 from .retrieval import SOURCE_ID, for_pinned_rows, retrieve
 from .store import Store
+from .surfaces import HOMEPAGE, MORE_LIKE_THIS, Asked, Question, propose, ranked
 
 CANDIDATES = 1000
 KNOWN_TOLERANCE = 5e-3  # between processors and precisions; a wrong or empty answer is far off
@@ -72,9 +74,22 @@ class HomepageEngine:
         return prepared
 
     def _pages(self, requests: list[PageRequest], prepared: list[Prepared], clock: _Clock) -> list[Page]:
-        store = self.store
         vectors, states = self.encode(prepared)
         clock.lap("encode")
+        pages: dict[int, Page] = {}
+        for make, of_surface in ((self._homepages, False), (self._one_row_pages, True)):
+            at = [b for b, p in enumerate(prepared) if (p.question is not None) == of_surface]
+            if at:
+                made = make([requests[b] for b in at], [prepared[b] for b in at], vectors[at], states[at], clock)
+                pages |= zip(at, made, strict=True)
+        for page in pages.values():
+            page.info["stages_ms"] = clock.laps
+        return [pages[b] for b in range(len(requests))]
+
+    def _homepages(
+        self, requests: list[PageRequest], prepared: list[Prepared], vectors: Tensor, states: Tensor, clock: _Clock
+    ) -> list[Page]:
+        store = self.store
         titles, sources = retrieve(store, vectors.cpu().numpy(), [p.member for p in prepared], CANDIDATES)
         more = [for_pinned_rows(store, p.member, p.view, titles[b]) for b, p in enumerate(prepared)]
         titles, sources = _with_more(titles, sources, more, "popular")
@@ -88,8 +103,24 @@ class HomepageEngine:
         for b, (request, p) in enumerate(zip(requests, prepared, strict=True)):
             pages.append(self._page(request, p, titles[b], sources[b], order[b], scores[b], row_scores[b]))
         clock.lap("assemble")
-        for page in pages:
-            page.info["stages_ms"] = clock.laps
+        return pages
+
+    def _one_row_pages(
+        self, requests: list[PageRequest], prepared: list[Prepared], vectors: Tensor, states: Tensor, clock: _Clock
+    ) -> list[Page]:
+        store = self.store
+        asked = [Asked(p.question, p.member.excluded, r.titles) for r, p in zip(requests, prepared, strict=True)
+                 if p.question is not None]  # fmt: skip
+        titles, tiers = propose(store, asked, CANDIDATES)
+        for b, (a, p) in enumerate(zip(asked, prepared, strict=True)):
+            if a.question.surface is MORE_LIKE_THIS and p.fallback is not None:
+                vectors[b] = store.vectors[a.question.title]  # nothing is known of the member: similarity alone
+        order, scores = self.score(vectors, titles, titles.shape[1])
+        pages = []
+        for b, (request, p, a) in enumerate(zip(requests, prepared, asked, strict=True)):
+            best, of_best, about = ranked(a.question, order[b], scores[b], titles[b], tiers[b], request.titles)
+            pages.append(self._one_row_page(request, p, a.question, best, of_best, about))
+        clock.lap("surfaces")
         return pages
 
     @torch.inference_mode()
@@ -145,6 +176,26 @@ class HomepageEngine:
             page.sources[at, :count] = source_of[ranked[row.places]]
         return page
 
+    def _one_row_page(
+        self, request: PageRequest, p: Prepared, question: Question, titles: np.ndarray, scores: np.ndarray,
+        about: dict[str, Any],
+    ) -> Page:  # fmt: skip
+        surface, ids = question.surface, self.store.bundle.titles.ids
+        page = Page(
+            row_ids=np.array([surface.row_id], np.int64),
+            row_scores=np.zeros(1, np.float32),
+            title_ids=np.full((1, request.titles), -1, np.int64),
+            title_scores=np.zeros((1, request.titles), np.float32),
+            sources=np.zeros((1, request.titles), np.uint8),
+            info=self._info(request, p, []) | {"fallback": p.fallback if len(titles) else surface.nothing, **about},
+        )
+        page.title_ids[0, : len(titles)] = ids[titles]
+        page.title_scores[0, : len(titles)] = scores
+        page.sources[0, : len(titles)] = SOURCE_ID[surface.source]
+        if question.title >= 0:
+            page.info["row_titles"] = {str(surface.row_id): int(ids[question.title])}
+        return page
+
     def _info(self, request: PageRequest, p: Prepared, shown: list[int]) -> dict[str, Any]:
         rows, ids = self.store.rows, self.store.bundle.titles.ids
         seeds = {int(rows.ids[r]): int(ids[t]) for r, t in rows.seeds(p.view).items() if r in shown}
@@ -153,6 +204,7 @@ class HomepageEngine:
             "bundle_fingerprint": self.store.bundle.fingerprint,
             "schema_hash": self.store.schema.hash,
             "fallback": p.fallback if shown else "nothing_left",
+            "surface": request.surface,
             "experiment": request.experiment,
             "row_titles": {str(r): t for r, t in seeds.items()},
             "pinned": [rows.specs[r].row_id for r in shown if rows.specs[r].pin is not None],
@@ -166,6 +218,8 @@ class HomepageEngine:
                 self.counters["refused"] += 1
                 continue
             self.counters["pages"] += 1
+            if (surface := answer.info["surface"]) != HOMEPAGE:
+                self.counters[f"surface_{surface}"] += 1
             if fallback := answer.info["fallback"]:
                 self.counters[f"fallback_{fallback}"] += 1
             self.counters.update(answer.info["counts"])

@@ -26,8 +26,7 @@ from ..foundation.schema import ANONYMOUS, FIRST, MAX_EVENT_BYTES, MAX_EVENTS, M
 from .retrieval import Member
 from .rows import MemberView
 from .store import Store
-
-SURFACES = ("", "homepage")
+from .surfaces import HOMEPAGE, NAMES, SEARCH, Question, question
 
 
 class RequestError(ValueError):
@@ -36,7 +35,8 @@ class RequestError(ValueError):
 
 @dataclass(frozen=True)
 class PageRequest:
-    """events, context: JSON texts in the public shape; context may be empty. exclude: title ids int64."""
+    """events, context: JSON texts in the public shape; context may be empty, but for a surface that asks a question,
+    which stands in it (surfaces.py). exclude: title ids int64."""
 
     member_id: int = ANONYMOUS
     events: Sequence[bytes] = ()
@@ -44,7 +44,7 @@ class PageRequest:
     rows: int = 10
     titles: int = 8
     exclude: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
-    surface: str = ""
+    surface: str = HOMEPAGE
     experiment: str = ""
 
     def check(self) -> None:
@@ -66,13 +66,14 @@ class PageRequest:
                 raise RequestError(f"{name} has {length} characters; give at most {MAX_TEXT}")
         if len(self.exclude) and int(self.exclude.min()) < 0:
             raise RequestError(f"exclude has {int(self.exclude.min())}; title ids start at 0")
-        if self.surface not in SURFACES:
-            raise RequestError(f"surface is {self.surface!r}; this server ranks the surface 'homepage'")
+        if self.surface not in NAMES:
+            raise RequestError(f"surface is {self.surface!r}; this server ranks the surfaces {', '.join(NAMES)}")
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """tokens int32 [T+1, C]. seen: bool [N]. fallback: why the page cannot be personal, or None."""
+    """tokens int32 [T+1, C]. seen: bool [N]. fallback: why the page cannot be personal, or None. question: of a surface
+    other than the homepage."""
 
     tokens: np.ndarray
     member: Member
@@ -80,6 +81,7 @@ class Prepared:
     seen: np.ndarray
     fallback: str | None
     counts: Counts
+    question: Question | None = None
 
 
 def prepare(store: Store, request: PageRequest, now: float) -> Prepared:
@@ -88,6 +90,7 @@ def prepare(store: Store, request: PageRequest, now: float) -> Prepared:
     counts = Counts()
     schema, vocabularies = store.schema, store.bundle.vocabularies
     context = parse_json(request.context, "context") if request.context else {}
+    asked = question(store, request.surface, context)
     known, stored = (-1, None) if request.member_id == ANONYMOUS else store.history(request.member_id)
     history = stored or Encoded(np.empty((0, schema.width), np.int32), np.empty(0, np.int64), np.zeros(2, np.int64))
     if request.events:
@@ -104,7 +107,8 @@ def prepare(store: Store, request: PageRequest, now: float) -> Prepared:
     token = encode_request(schema, vocabularies, context, now, last, counts)
     # One event more than is read: the oldest token, too, carries the action before it, as in training.
     tokens = serving_tokens(schema, history.ids[-longest - 1 :], token)[-longest - 1 :]
-    excluded = seen.copy()
+    # People search for what they know, too.
+    excluded = np.zeros_like(seen) if asked is not None and asked.surface is SEARCH else seen.copy()
     excluded[_indices(store, request.exclude)] = True
     member = Member(
         member_id=request.member_id,
@@ -120,7 +124,7 @@ def prepare(store: Store, request: PageRequest, now: float) -> Prepared:
         fallback = "unknown_member" if unknown else "empty_history"
     elif not len(member.recent):
         fallback = "unknown_titles"
-    return Prepared(tokens, member, store.member_view(history.ids), seen, fallback, counts)
+    return Prepared(tokens, member, store.member_view(history.ids), seen, fallback, counts, asked)
 
 
 def merge(store: Store, stored: Encoded, newer: Encoded) -> Encoded:

@@ -19,6 +19,7 @@ from ..foundation.schema import ANONYMOUS, WIRE, Tensor
 from .homepage import HomepageEngine, Page, check_known
 from .requests import BadRequest, PageRequest, RequestError
 from .store import Store
+from .surfaces import HOMEPAGE
 
 _NUMPY = {"INT64": np.int64, "INT32": np.int32, "FP32": np.float32, "UINT8": np.uint8, "BYTES": np.object_}
 
@@ -132,7 +133,7 @@ def page_request(row: Row) -> PageRequest:
         events=[bytes(e) for e in row["events"] if len(e)],  # a client batch pads shorter histories with ""
         context=text("context"),
         exclude=row.get("exclude", np.empty(0, np.int64)),
-        surface=text("surface").decode(errors="replace"),
+        surface=text("surface").decode(errors="replace") or HOMEPAGE,
         experiment=text("experiment").decode(errors="replace"),
         **size,
     )

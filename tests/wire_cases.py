@@ -70,7 +70,7 @@ class Bad:
             self.context,
             *self.page,
             np.array(self.exclude, np.int64),
-            self.surface.decode(),
+            self.surface.decode() or "homepage",
         )
 
     def inputs(self) -> dict[str, np.ndarray]:
@@ -131,6 +131,12 @@ BAD_REQUESTS = (
     Bad("member negative", "member_id is -2", member_id=-2),
     Bad("exclude negative", "exclude has -9", exclude=(501, -9)),
     Bad("unknown surface", "surface is 'fridge'", surface=b"fridge"),
+    Bad("search without a query", "'query' is missing", surface=b"search"),
+    Bad("search for a number", "'query' is 5; give a text", surface=b"search", context=b'{"query": 5}'),
+    Bad("a long query", "'query' has 10000 char", surface=b"search", context=b'{"query": "%s"}' % (b"x" * 10_000)),
+    Bad("like no title", "'title_id' is missing", surface=b"more_like_this", context=b'{"device": "TV"}'),
+    Bad("like an unknown title", "'title_id' is 77, which", surface=b"more_like_this", context=b'{"title_id": 77}'),
+    Bad("a query for the homepage", r"context has \['query'\]", context=b'{"query": "alien"}'),
     Bad("context cut short", "context is not JSON", context=b'{"device": "TV"'),
     Bad("context a list", r"context is \['TV'\]; give a JSON object", context=b'["TV"]'),
     Bad("unknown context key", r"context has \['colour'\]; known keys are .*'device'", context=b'{"colour": "red"}'),

@@ -21,6 +21,11 @@ from wire_cases import BAD_REQUESTS, NUMPY, Bad, inputs, public_events, texts
 CONTEXT = b'{"timestamp": 1720000000}'
 
 
+def asking(**question: Any) -> bytes:
+    """The same context with the question of a surface."""
+    return json.dumps({**json.loads(CONTEXT), **question}).encode()
+
+
 @pytest.fixture(scope="module")
 def engine(tiny_bundle: Path) -> HomepageEngine:
     return HomepageEngine(Store.open(tiny_bundle))
@@ -133,15 +138,19 @@ def test_requests_of_different_lengths_share_one_execute(homepage: Any, engine: 
         {"member_id": [-1], "context": [CONTEXT], "events": texts(stored)},
         {"member_id": [-1], "context": [CONTEXT], "events": texts(stored[:2]), "page": [3, 20]},
         {"member_id": [1002], "context": [CONTEXT], "exclude": [503, 504], "surface": [b"homepage"]},
+        {"member_id": [1003], "context": [asking(query="title 4")], "surface": [b"search"]},
+        {"member_id": [1004], "context": [asking(title_id=570)], "page": [1, 30], "surface": [b"more_like_this"]},
     ]
     before = homepage.engine.counters["pages"]
     responses = homepage.execute([request(inputs("homepage", **values)) for values in sent])
-    assert homepage.engine.counters["pages"] == before + 4
+    assert homepage.engine.counters["pages"] == before + 6
     expected = engine.pages([
         PageRequest(1001, context=CONTEXT),
         PageRequest(-1, texts(stored), CONTEXT),
         PageRequest(-1, texts(stored[:2]), CONTEXT, 3, 20),
         PageRequest(1002, (), CONTEXT, exclude=np.array([503, 504])),
+        PageRequest(1003, (), asking(query="title 4"), surface="search"),
+        PageRequest(1004, (), asking(title_id=570), 1, 30, surface="more_like_this"),
     ])  # fmt: skip
     for response, page in zip(responses, expected, strict=True):
         assert_is_page(response, page)
@@ -279,7 +288,9 @@ def test_the_stages_put_together_by_hand_score_as_the_homepage_does(tiny_bundle:
     np.testing.assert_allclose(rows.value("scores"), page.value("row_scores"), rtol=1e-5)
 
 
-@pytest.mark.parametrize("bad", [b for b in BAD_REQUESTS if b.events or b.context], ids=lambda bad: bad.name)
+@pytest.mark.parametrize(
+    "bad", [b for b in BAD_REQUESTS if (b.events or b.context) and not b.surface], ids=lambda bad: bad.name
+)
 def test_the_foundation_model_refuses_alone_and_in_company(foundation_model: Any, bad: Bad) -> None:
     wrong = request({k: v for k, v in bad.inputs().items() if k in ("member_id", "events", "context")})
     good = request(inputs("foundation_model", member_id=[1001]))

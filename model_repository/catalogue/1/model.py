@@ -6,6 +6,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from frontrow.foundation.bundle import load_bundle
 from frontrow.serving.requests import RequestError
+from frontrow.serving.surfaces import SURFACES
 from frontrow.serving.triton_model import bundle_dir, each, execute
 
 TITLES_A_CALL = 50_000
@@ -20,7 +21,10 @@ class TritonPythonModel:
             "bundle_fingerprint": bundle.fingerprint,
             "schema_hash": bundle.schema.hash,
             "titles": len(self.ids),
-            "rows": [{"row_id": row["row_id"], "label": row["label"]} for row in bundle.rows["rows"]],
+            "rows": [
+                *({"row_id": row["row_id"], "label": row["label"]} for row in bundle.rows["rows"]),
+                *({"row_id": surface.row_id, "label": surface.label} for surface in SURFACES.values()),
+            ],
         }
         self.info = np.array([json.dumps(info).encode()], np.object_)
 

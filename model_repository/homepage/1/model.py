@@ -7,6 +7,7 @@ from frontrow.serving.triton_model import CounterExport, execute, open_engine, p
 class TritonPythonModel:
     def initialize(self, args):
         self.engine = open_engine(args)
+        _ = self.engine.store.search  # made now, so that nobody waits for it
         self.counters = CounterExport(pb_utils)
 
     def execute(self, requests):
