@@ -1,7 +1,7 @@
 """The client of a Frontrow server: `HomepageClient().homepage(42)`. Installs and imports without torch."""
 
 from ..foundation.schema import Schema
-from .client import AsyncHomepageClient, Catalogue, Homepage, HomepageClient, Row, Title
+from .client import AsyncHomepageClient, HomepageClient
 from .errors import (
     DeadlineExceeded,
     FrontrowError,
@@ -12,6 +12,7 @@ from .errors import (
     ServerFault,
     ServerUnavailable,
 )
+from .results import Catalogue, Homepage, Results, Row, Title
 from .transport import AsyncGrpcTransport, AsyncTransport, GrpcTransport, Transport
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "InvalidRequest",
     "ModelNotFound",
     "Overloaded",
+    "Results",
     "Row",
     "Schema",
     "SchemaMismatch",

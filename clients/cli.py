@@ -18,21 +18,17 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 
-from ..foundation.schema import MAX_ROWS, MAX_TITLES
-from . import show
+from . import ask, show
+from .ask import GRPC_PORT, Json
+from .show import console, errors, print_json
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
-console = Console()
-errors = Console(stderr=True)
 
 DATA = Path("data/movielens-100k")
 RUNS = Path("runs")
 BUNDLES = Path("bundles")
-GRPC_PORT = 8001
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 DataFolder = Annotated[Path, typer.Option("--data", help="Folder with events.parquet and titles.parquet.")]
 RunFolder = Annotated[Path, typer.Option("--run", help="Folder of the training run.")]
 SomeRun = Annotated[Path | None, typer.Option("--run", help="Folder of a training run; default: the newest in runs/.")]
@@ -43,7 +39,9 @@ HttpPort = Annotated[int, typer.Option("--http-port", min=1, max=65535, help="Po
 MetricsPort = Annotated[int, typer.Option("--metrics-port", min=1, max=65535, help="Port of Prometheus metrics.")]
 
 # What a command needs beyond the bare install; in a clone: pip install '.[train]'.
-_EXTRAS = {"serve": "serve", "doctor": "serve", "homepage": "client", "demo": "serve,train"}
+_EXTRAS = {"serve": "serve", "doctor": "serve", "demo": "serve,train"} | dict.fromkeys(
+    ("homepage", "search", "similar"), "client"
+)
 
 
 def main() -> None:
@@ -83,10 +81,6 @@ def frontrow(
     ] = False,
 ) -> None:
     """Train a model on what members did, and serve their homepages."""
-
-
-def print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False))
 
 
 class DataSet(StrEnum):
@@ -326,45 +320,8 @@ def _stop(seen: list[int], number: int) -> None:
         raise _Stopped
 
 
-@app.command()
-def homepage(
-    member: Annotated[
-        int | None, typer.Option(min=0, max=2**63 - 1, help="Member id; none with --history is an anonymous member.")
-    ] = None,
-    history: Annotated[
-        Path | None, typer.Option(help="Events: a JSON list, or JSON Lines (one object a line); - for stdin.")
-    ] = None,
-    rows: Annotated[int, typer.Option(min=1, max=MAX_ROWS, help="At most so many rows.")] = 10,
-    titles: Annotated[int, typer.Option(min=1, max=MAX_TITLES, help="At most so many titles in a row.")] = 8,
-    context: Annotated[str | None, typer.Option(help='Request context as JSON, e.g. \'{"device": "TV"}\'.')] = None,
-    url: Annotated[str, typer.Option(help="host:port of the server's gRPC.")] = f"localhost:{GRPC_PORT}",
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for the page.")] = 5.0,
-    as_json: Json = False,
-) -> None:
-    """Show a member's homepage from a running server."""
-    from .client import HomepageClient
-    from .errors import FrontrowError, ServerUnavailable
-
-    if member is None and history is None:
-        raise ValueError("whose homepage? give --member ID, or --history events.json, or both")
-    if not url.rpartition(":")[0] or not url.rpartition(":")[2].isdigit():
-        raise ValueError(f"--url is {url!r}; give host:port, such as localhost:{GRPC_PORT}")
-    events = show.read_events(history) if history else []
-    where = show.read_context(context) if context else None
-    try:
-        # No schema: names and scores are shown as they come, whatever fields the bundle was trained with.
-        with HomepageClient(url, timeout_s=timeout, schema=None) as client:
-            page = client.homepage(member, events=events, context=where, rows=rows, titles=titles)
-    except ServerUnavailable as error:
-        if any(words in str(error) for words in ("HTTP/2", "Socket closed")):
-            raise ServerUnavailable(f"{url} answers, but not gRPC; give the gRPC port (serve --grpc-port)") from error
-        raise ServerUnavailable(f"{error}; a server elsewhere: --url host:port") from error
-    except FrontrowError as error:  # the client's own words are for programmers
-        raise type(error)(str(error).replace("timeout_s", "--timeout")) from error
-    if as_json:
-        print_json(page.to_dict())
-    else:
-        show.homepage(console, page)
+for command in (ask.homepage, ask.search, ask.similar):
+    app.command()(command)
 
 
 @app.command()

@@ -1,35 +1,33 @@
-"""Ask a Frontrow server for a member's homepage: `HomepageClient().homepage(42)`.
+"""Ask a Frontrow server for a member's homepage: `HomepageClient().homepage(42)`. And `search`, and `more_like_this`.
 
 The flow, the same for both clients: arguments → tensors → transport → tensors → page, whose ids get their
 names from the catalogue of the bundle that ranked it. The two classes hold only what differs between threads
-and asyncio. Shapes are those of `WIRE["homepage"]` and `WIRE["catalogue"]`, with a batch dimension of 1.
+and asyncio.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import math
-import reprlib
 import threading
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
 
-from ..foundation.schema import (
-    ANONYMOUS,
-    MAX_EVENT_BYTES,
-    MAX_EVENTS,
-    MAX_ROWS,
-    MAX_TITLES,
-    SOURCES,
-    Schema,
-    default_schema,
-)
-from .errors import DeadlineExceeded, InvalidRequest, SchemaMismatch, ServerFault
+from ..foundation.schema import Schema, default_schema
+from .errors import DeadlineExceeded, ServerFault
+from .results import Catalogue, Homepage, Results
 from .transport import AsyncGrpcTransport, AsyncTransport, GrpcTransport, Transport
+from .wire import (
+    Tensors,
+    homepage_inputs,
+    read_homepage,
+    read_info,
+    read_results,
+    search_inputs,
+    similar_inputs,
+    timeout_of,
+)
 
 # A slice of a catalogue is megabytes, read once per bundle: a page's deadline would be too short for it.
 _CATALOGUE_TIMEOUT_S = 10.0
@@ -37,197 +35,6 @@ _CATALOGUE_TIMEOUT_S = 10.0
 _CATALOGUES_KEPT = 2
 _STILL_READING = "another call is still reading the catalogue; look at the server's load"
 _DEFAULT_SCHEMA = default_schema()
-
-
-@dataclass(frozen=True, slots=True)
-class Title:
-    """A title on a page. score: of the title for this member. source: how it was found, one of SOURCES."""
-
-    title_id: int
-    name: str
-    score: float
-    source: str
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A row of a page, best title first. label: what a member reads above it, such as "TV Comedies". pinned: whether it
-    stands at its place whatever its score."""
-
-    row_id: int
-    label: str
-    score: float
-    titles: tuple[Title, ...]
-    pinned: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Homepage:
-    """A member's page, top row first.
-
-    member_id: None if anonymous. bundle_version: of the bundle that ranked it. fallback: None, or why the
-    page is not personal (or is empty: "nothing_left"). info: all that the server says of it: `counts` of odd events,
-    `unknown` names of the first unknown values and keys, `pinned` row ids, `stages_ms`.
-    """
-
-    member_id: int | None
-    bundle_version: int
-    fallback: str | None
-    rows: tuple[Row, ...]
-    info: Mapping[str, Any] = field(hash=False, repr=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The page as plain values for JSON, without `info`."""
-        return {
-            "member_id": self.member_id,
-            "bundle_version": self.bundle_version,
-            "fallback": self.fallback,
-            "rows": [
-                {
-                    "row_id": row.row_id,
-                    "label": row.label,
-                    "score": row.score,
-                    "pinned": row.pinned,
-                    "titles": [
-                        {"title_id": t.title_id, "name": t.name, "score": t.score, "source": t.source}
-                        for t in row.titles
-                    ],
-                }
-                for row in self.rows
-            ],
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Catalogue:
-    """The names of one bundle. titles: name by title id. rows: label by row id, with `{title}` left open. fingerprint:
-    of the bundle's content, as another one may bear the same number some day."""
-
-    bundle_version: int
-    fingerprint: str
-    schema_hash: str
-    titles: Mapping[int, str] = field(hash=False, repr=False)
-    rows: Mapping[int, str] = field(hash=False, repr=False)
-
-    def name(self, title_id: int) -> str:
-        """The title's name; "title <id>" if the catalogue lacks it: a page is worth more than its names."""
-        return self.titles.get(title_id, f"title {title_id}")
-
-    def label(self, row_id: int, title_id: int | None = None) -> str:
-        """The row's label with the title's name for `{title}`, or an ellipsis if no title is given."""
-        name = "…" if title_id is None else self.name(title_id)
-        return self.rows.get(row_id, f"row {row_id}").replace("{title}", name)
-
-
-# Inputs and outputs: pure functions between Python values and tensors.
-
-Tensors = dict[str, np.ndarray]
-
-
-def _homepage_inputs(
-    member_id: int | None,
-    events: Sequence[Mapping[str, Any]],
-    context: Mapping[str, Any] | None,
-    rows: int,
-    titles: int,
-    exclude: Iterable[int],
-) -> Tensors:
-    """Every input, empty ones as [1, 0]: Triton Server batches only requests that carry the same inputs."""
-    if isinstance(events, str | bytes) or not isinstance(events, Sequence):
-        raise InvalidRequest(f"events is a {type(events).__name__}, not a sequence of mappings")
-    if len(events) > MAX_EVENTS:
-        raise InvalidRequest(f"{len(events):,} events are more than {MAX_EVENTS:,}; send the newest")
-    if not isinstance(exclude, Iterable):
-        raise InvalidRequest(f"exclude is {exclude!r}, not a sequence of title ids")
-    who = ANONYMOUS if member_id is None else _integer("member_id", member_id, 0, hint="; None is anonymous")
-    texts = [_json(f"events[{i}]", event) for i, event in enumerate(events)]
-    contexts = [] if context is None else [_json("context", context)]
-    if (size := sum(map(len, texts + contexts))) > MAX_EVENT_BYTES:
-        raise InvalidRequest(f"events and context have {size:,} bytes, more than {MAX_EVENT_BYTES:,}; send the newest")
-    page = [_integer("rows", rows, 1, MAX_ROWS), _integer("titles", titles, 1, MAX_TITLES)]
-    return {
-        "member_id": np.array([[who]], np.int64),
-        "events": _texts(texts),
-        "context": _texts(contexts),
-        "page": np.array([page], np.int32),
-        "exclude": np.array([[_integer(f"exclude[{i}]", t, 0) for i, t in enumerate(exclude)]], np.int64),
-        "surface": _texts([]),
-        "experiment": _texts([]),
-    }
-
-
-def _integer(name: str, value: Any, low: int, high: int = 2**63 - 1, *, hint: str = "") -> int:
-    """`value` as an int within [low, high]; takes numpy's integers, refuses True and 1.0."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise InvalidRequest(f"{name} is {reprlib.repr(value)}, not an integer{hint}")
-    if not low <= value <= high:
-        raise InvalidRequest(f"{name} is {value}, not within {low} to {high}{hint}")
-    return int(value)
-
-
-def _json(name: str, value: Any) -> bytes:
-    if not isinstance(value, Mapping):
-        raise InvalidRequest(f"{name} is {reprlib.repr(value)}, not a mapping")
-    try:
-        # A lone surrogate passes dumps() and fails in encode(), with a ValueError too.
-        return json.dumps(dict(value), allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{name} is not JSON: {error}, in {reprlib.repr(value)}") from error
-
-
-def _texts(texts: list[bytes]) -> np.ndarray:
-    return np.array([texts], np.object_)
-
-
-def _read_info(model: str, outputs: Tensors, schema: Schema | None, *keys: str) -> dict[str, Any]:
-    """The `info` of an answer, which must hold `keys`. Raises SchemaMismatch unless it is of `schema`."""
-    try:
-        info = json.loads(outputs["info"].item())
-        version, theirs, *_ = (info[key] for key in ("bundle_version", "schema_hash", *keys))
-    except (ValueError, TypeError, KeyError) as error:
-        raise ServerFault(f"odd info from model {model!r}: {error!r}; is it a Frontrow server?") from error
-    if schema is not None and theirs != schema.hash:
-        raise SchemaMismatch(
-            f"bundle {version} has schema {theirs}, this client has {schema.hash}; pass "
-            "schema=Schema.load(...) of the bundle, or upgrade frontrow to the server's release"
-        )
-    return info
-
-
-def _read_homepage(member_id: int | None, outputs: Tensors, info: dict[str, Any], catalogue: Catalogue) -> Homepage:
-    """The page of the outputs of `homepage`; a row ends at its first title id below 0."""
-    pinned = info.get("pinned", ())
-    about = {int(row_id): title_id for row_id, title_id in info.get("row_titles", {}).items()}
-    columns = ("row_ids", "row_scores", "title_ids", "title_scores", "sources")
-    rows = tuple(
-        Row(
-            row_id,
-            catalogue.label(row_id, about.get(row_id)),
-            row_score,
-            tuple(
-                Title(title_id, catalogue.name(title_id), score, _source(source))
-                for title_id, score, source in zip(ids, scores, sources, strict=True)
-                if title_id >= 0
-            ),
-            row_id in pinned,
-        )
-        for row_id, row_score, ids, scores, sources in zip(
-            *(outputs[name][0].tolist() for name in columns), strict=True
-        )
-    )
-    return Homepage(member_id, info["bundle_version"], info.get("fallback"), rows, info)
-
-
-def _source(code: int) -> str:
-    # A client without a schema may meet a server that knows more sources than it does.
-    return SOURCES[code] if code < len(SOURCES) else f"source {code}"
-
-
-def _timeout(seconds: float) -> float:
-    number = isinstance(seconds, int | float | np.number) and not isinstance(seconds, bool)
-    if not number or not (seconds > 0 and math.isfinite(seconds)):
-        raise InvalidRequest(f"timeout_s is {seconds!r}, not a positive number of seconds")
-    return float(seconds)
 
 
 _Bundle = tuple[int, str]  # version, fingerprint of the content
@@ -241,7 +48,7 @@ class _Core:
     """What both clients share: settings, the catalogues kept, and the order of the calls that read one."""
 
     def __init__(self, timeout_s: float, schema: Schema | None) -> None:
-        self._timeout_s = _timeout(timeout_s)
+        self._timeout_s = timeout_of(timeout_s)
         self._catalogue_timeout_s = max(self._timeout_s, _CATALOGUE_TIMEOUT_S)
         self._schema = schema
         self._catalogues: dict[_Bundle, Catalogue] = {}
@@ -256,7 +63,7 @@ class _Core:
         while bundle is None or bundle not in self._catalogues:
             wanted = "" if bundle is None else str(bundle[0])
             outputs = yield {"title_offset": np.array([[offset]], np.int64)}, wanted
-            info = _read_info("catalogue", outputs, self._schema, "titles", "rows")
+            info = read_info("catalogue", outputs, self._schema, "titles", "rows")
             found = _bundle(info)
             if bundle not in (None, found):
                 raise ServerFault(
@@ -330,13 +137,48 @@ class HomepageClient(_Core):
 
         Raises any FrontrowError; `frontrow.clients.errors` draws them.
         """
-        inputs = _homepage_inputs(member_id, events, context, rows, titles, exclude)
-        limit = self._timeout_s if timeout_s is None else _timeout(timeout_s)
+        inputs = homepage_inputs(member_id, events, context, rows, titles, exclude)
+        return read_homepage(member_id, *self._ask(inputs, timeout_s))
+
+    def search(
+        self,
+        query: str,
+        member_id: int | None = None,
+        *,
+        events: Sequence[Mapping[str, Any]] = (),
+        context: Mapping[str, Any] | None = None,
+        titles: int = 20,
+        exclude: Iterable[int] = (),
+        timeout_s: float | None = None,
+    ) -> Results:
+        """Titles by what a member typed, at most MAX_TEXT characters: by how well the name fits (all of it, its
+        beginning, its words, small typos), and where names fit alike by the member's scores. Titles that the member has
+        seen are among them. `info["matches"]` says how many fitted how. Otherwise as `homepage`."""
+        inputs = search_inputs(query, member_id, context, events=events, titles=titles, exclude=exclude)
+        return read_results(member_id, *self._ask(inputs, timeout_s))
+
+    def more_like_this(
+        self,
+        title_id: int,
+        member_id: int | None = None,
+        *,
+        events: Sequence[Mapping[str, Any]] = (),
+        context: Mapping[str, Any] | None = None,
+        titles: int = 20,
+        exclude: Iterable[int] = (),
+        timeout_s: float | None = None,
+    ) -> Results:
+        """Titles like another that the member has not seen, in order of the member's scores; in order of similarity,
+        which is then their score, if nothing is known of the member. Otherwise as `homepage`."""
+        inputs = similar_inputs(title_id, member_id, context, events=events, titles=titles, exclude=exclude)
+        return read_results(member_id, *self._ask(inputs, timeout_s))
+
+    def _ask(self, inputs: Tensors, timeout_s: float | None) -> tuple[Tensors, dict[str, Any], Catalogue]:
+        limit = self._timeout_s if timeout_s is None else timeout_of(timeout_s)
         outputs = self._transport.infer("homepage", inputs, timeout_s=limit)
-        info = _read_info("homepage", outputs, self._schema)
+        info = read_info("homepage", outputs, self._schema)
         bundle = _bundle(info)
-        catalogue = self._catalogues.get(bundle) or self._read(bundle)
-        return _read_homepage(member_id, outputs, info, catalogue)
+        return outputs, info, self._catalogues.get(bundle) or self._read(bundle)
 
     def catalogue(self) -> Catalogue:
         """The names of titles and rows in the server's newest bundle. Raises as `homepage` does."""
@@ -395,13 +237,45 @@ class AsyncHomepageClient(_Core):
         timeout_s: float | None = None,
     ) -> Homepage:
         """See HomepageClient.homepage."""
-        inputs = _homepage_inputs(member_id, events, context, rows, titles, exclude)
-        limit = self._timeout_s if timeout_s is None else _timeout(timeout_s)
+        inputs = homepage_inputs(member_id, events, context, rows, titles, exclude)
+        return read_homepage(member_id, *await self._ask(inputs, timeout_s))
+
+    async def search(
+        self,
+        query: str,
+        member_id: int | None = None,
+        *,
+        events: Sequence[Mapping[str, Any]] = (),
+        context: Mapping[str, Any] | None = None,
+        titles: int = 20,
+        exclude: Iterable[int] = (),
+        timeout_s: float | None = None,
+    ) -> Results:
+        """See HomepageClient.search."""
+        inputs = search_inputs(query, member_id, context, events=events, titles=titles, exclude=exclude)
+        return read_results(member_id, *await self._ask(inputs, timeout_s))
+
+    async def more_like_this(
+        self,
+        title_id: int,
+        member_id: int | None = None,
+        *,
+        events: Sequence[Mapping[str, Any]] = (),
+        context: Mapping[str, Any] | None = None,
+        titles: int = 20,
+        exclude: Iterable[int] = (),
+        timeout_s: float | None = None,
+    ) -> Results:
+        """See HomepageClient.more_like_this."""
+        inputs = similar_inputs(title_id, member_id, context, events=events, titles=titles, exclude=exclude)
+        return read_results(member_id, *await self._ask(inputs, timeout_s))
+
+    async def _ask(self, inputs: Tensors, timeout_s: float | None) -> tuple[Tensors, dict[str, Any], Catalogue]:
+        limit = self._timeout_s if timeout_s is None else timeout_of(timeout_s)
         outputs = await self._transport.infer("homepage", inputs, timeout_s=limit)
-        info = _read_info("homepage", outputs, self._schema)
+        info = read_info("homepage", outputs, self._schema)
         bundle = _bundle(info)
-        catalogue = self._catalogues.get(bundle) or await self._read(bundle)
-        return _read_homepage(member_id, outputs, info, catalogue)
+        return outputs, info, self._catalogues.get(bundle) or await self._read(bundle)
 
     async def catalogue(self) -> Catalogue:
         """See HomepageClient.catalogue."""

@@ -16,7 +16,10 @@ from rich.table import Column, Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from .client import Homepage
+    from .results import Homepage, Results
+
+console = Console()
+errors = Console(stderr=True)
 
 _STATUS_STYLE = {"ok": "green", "warning": "yellow", "missing": "red", "wrong": "red"}
 # The README's words for what the tables compare.
@@ -33,13 +36,14 @@ _RANKED_BY = {
 }
 
 
+def print_json(value: Any) -> None:
+    """One line on stdout."""
+    print(json.dumps(value, ensure_ascii=False))
+
+
 def homepage(console: Console, page: Homepage) -> None:
     """Rows down, titles across, both with their scores; a row of titles takes as many lines as it needs."""
-    who = "an anonymous member" if page.member_id is None else f"member {page.member_id}"
-    fallback = f" — fallback: {page.fallback}" if page.fallback else ""
-    console.print(f"Homepage of {who} (bundle {page.bundle_version}){fallback}", style="bold", highlight=False)
-    if found := _notes(page.info):
-        console.print("; ".join(found), style="dim", highlight=False)
+    _head(console, "Homepage of", page)
     columns = max(3, console.width // 20)
     for number, row in enumerate(page.rows, start=1):
         grid = Table.grid(padding=(0, 1, 0, 0))
@@ -53,6 +57,24 @@ def homepage(console: Console, page: Homepage) -> None:
         console.print(Group(head, grid), "")
     console.print("Row score: probability that the next title is among the row's first. Title score: dot product.",
                   style="dim")  # fmt: skip
+
+
+def results(console: Console, found: Results) -> None:
+    """A title a line, with its score and its source."""
+    _head(console, f"{found.label}, for", found)
+    table = Table.grid(padding=(0, 2))
+    for number, title in enumerate(found.titles, start=1):
+        table.add_row(f"{number:3}", Text(title.name), Text(f"{title.score:.2f} {title.source}", style="dim"))
+    console.print(table)
+
+
+def _head(console: Console, what: str, page: Homepage | Results) -> None:
+    """Whose it is, and what the server says of it."""
+    who = "an anonymous member" if page.member_id is None else f"member {page.member_id}"
+    fallback = f" — fallback: {page.fallback}" if page.fallback else ""
+    console.print(f"{what} {who} (bundle {page.bundle_version}){fallback}", style="bold", highlight=False, markup=False)
+    if found := _notes(page.info):
+        console.print("; ".join(found), style="dim", highlight=False)
 
 
 def _notes(info: Mapping[str, Any]) -> list[str]:

@@ -92,6 +92,10 @@ def test_the_page_has_two_axes_and_nothing_twice_or_rated(demo: tuple[Path, subp
         url = f"localhost:{ports['grpc_port']}"
         asked = run("homepage", "--member", "42", "--url", url, "--json", cwd=home)
         said = run_python(readme_code().replace("localhost:8001", url), cwd=home)
+        found = run("search", "matr", "--member", "42", "--url", url, cwd=home)
+        alike = run("similar", "godfather", "--member", "42", "--url", url, "--json", cwd=home)
+        by_id = run("similar", str(json.loads(alike.stdout)["title_id"]), "--url", url, "--titles", "5", cwd=home)
+        nothing = run("similar", "no such film at all", "--url", url, cwd=home)
         http = run("homepage", "--member", "42", "--url", f"localhost:{ports['http_port']}", cwd=home)
     finally:
         process.send_signal(signal.SIGTERM)
@@ -105,6 +109,13 @@ def test_the_page_has_two_axes_and_nothing_twice_or_rated(demo: tuple[Path, subp
     assert rated
     assert not rated & set(shown)
     assert "give the gRPC port" in http.stderr
+    assert re.match(r"Found, for member 42 \(bundle 1\)\n", found.stdout), found.stderr
+    assert re.search(r"^ +1 .+ lexical *$", found.stdout, re.MULTILINE)
+    assert json.loads(alike.stdout)["label"] == "More like The Godfather"
+    assert len(json.loads(alike.stdout)["titles"]) == 20
+    assert by_id.stdout.startswith("More like The Godfather, for an anonymous member")
+    assert len(re.findall(r"^ +\d .+ neighbour *$", by_id.stdout, re.MULTILINE)) == 5
+    assert (nothing.returncode, "no title has the id or a name like 'no such film" in nothing.stderr) == (1, True)
     assert said.returncode == 0, said.stderr
     assert page["rows"][0]["label"] in said.stdout
 
@@ -252,7 +263,8 @@ def test_every_command_has_a_summary_that_fits_and_the_version_is_told(tmp_path:
     shown = run("--help", cwd=tmp_path).stdout
     assert "..." not in shown.split("Commands:")[1]
     order = re.findall(r"^  (\w+) ", shown.split("Commands:")[1], re.MULTILINE)
-    assert order == ["data", "train", "evaluate", "export", "serve", "homepage", "demo", "reproduce", "bench", "doctor"]
+    asking = ["homepage", "search", "similar"]
+    assert order == ["data", "train", "evaluate", "export", "serve", *asking, "demo", "reproduce", "bench", "doctor"]
     assert re.fullmatch(r"frontrow \d+\.\d+\.\d+\n", run("--version", cwd=tmp_path).stdout)
 
 

@@ -157,6 +157,44 @@ def test_a_client_with_other_fields_is_told_so(running: Running) -> None:
         assert client.homepage(1001).rows
 
 
+# --- Other surfaces ---
+
+
+@pytest.mark.parametrize("member", [1005, None], ids=["stored", "anonymous"])
+def test_search_and_more_like_this_are_the_engines(running: Running, member: int | None) -> None:
+    who = -1 if member is None else member
+    for found, question, surface in (
+        (running.client.search("title 11", member, context=WHEN, titles=30), {"query": "title 11"}, "search"),
+        (running.client.search("tilte 7", member, context=WHEN, titles=30), {"query": "tilte 7"}, "search"),
+        (running.client.search("nothing like it", member, context=WHEN), {"query": "nothing like it"}, "search"),
+        (running.client.more_like_this(550, member, context=WHEN), {"title_id": 550}, "more_like_this"),
+    ):
+        request = PageRequest(who, (), json.dumps(WHEN | question).encode(), titles=30, surface=surface)
+        (page,) = running.engine.pages([request])
+        assert isinstance(page, Page), page
+        count = len(found.titles)
+        assert [t.title_id for t in found.titles] == page.title_ids[0, :count].tolist()
+        np.testing.assert_allclose([t.score for t in found.titles], page.title_scores[0, :count], rtol=1e-5, atol=1e-6)
+        assert {t.source for t in found.titles} <= {"lexical" if surface == "search" else "neighbour"}
+        assert (found.fallback, found.surface) == (page.info["fallback"], surface)
+        assert found.label == ("Found" if surface == "search" else "More like Title 50")
+        assert bool(count) == ("like it" not in str(question))
+
+
+def test_the_asyncio_client_asks_all_surfaces_at_once(running: Running) -> None:
+    async def ask() -> list[Any]:
+        async with AsyncHomepageClient(f"127.0.0.1:{running.server.grpc_port}", timeout_s=20) as client:
+            return await asyncio.gather(
+                client.search("title 3", 1001), client.homepage(1001), client.more_like_this(503, 1001)
+            )
+
+    found, page, similar = asyncio.run(ask())
+    assert found.titles[0].name == "Title 3"
+    assert len(page.rows) == 10
+    assert similar.label == "More like Title 3"
+    assert len(similar.titles) == 20
+
+
 # --- The stages ---
 
 
@@ -207,7 +245,8 @@ def test_a_stage_refuses_what_does_not_fit(running: Running, model: str, arrays:
 
 
 def test_mixed_requests_share_executes(running: Running) -> None:
-    """16 threads, histories of 0 to 60 events, stored and anonymous members, with and without context and exclusions.
+    """16 threads, all surfaces, histories of 0 to 60 events, stored and anonymous members, with and without context and
+    exclusions.
     Triton Server batches only what carries the same set of inputs and may be ragged; this notices if either breaks."""
     events = [{"timestamp": 1_600_000_000 + i, "what": {"entity_id": 500 + i % 60}} for i in range(60)]
     rng = np.random.default_rng(5)
@@ -215,6 +254,10 @@ def test_mixed_requests_share_executes(running: Running) -> None:
 
     def ask(i: int) -> bool:
         member, length = kinds[i]
+        if i % 4 == 3:
+            return len(running.client.search(f"title {i % 12}", member, events=events[:length]).titles) > 0
+        if i % 8 == 6:
+            return len(running.client.more_like_this(500 + i % 120, member).titles) == 20
         page = running.client.homepage(
             member, events=events[:length], context=WHEN if i % 3 else None, exclude=[501] if i % 2 else (),
             rows=5 + i % 5,

@@ -44,7 +44,9 @@ class FakeServer:
             if tensor.dtype == "BYTES":
                 assert all(isinstance(text, bytes) for text in array.flat), tensor.name
         self.calls.append((model, version, inputs, timeout_s))
-        answer = self._homepage() if model == "homepage" else self._catalogue(inputs, version)
+        surface = b"".join(inputs["surface"][0].tolist()).decode() if model == "homepage" else ""
+        answer = self._row(surface) if surface else self._homepage() if model == "homepage" else None
+        answer = self._catalogue(inputs, version) if answer is None else answer
         for tensor in WIRE[model][1]:
             assert answer[tensor.name].dtype == NUMPY[tensor.dtype], f"the fake itself: {tensor.name}"
         return answer
@@ -70,6 +72,17 @@ class FakeServer:
             "info": self._info(version, fallback=self.fallback, **more),
         }
 
+    def _row(self, surface: str) -> dict[str, np.ndarray]:
+        version = self.page_version or max(self.bundles)
+        return {
+            "row_ids": np.array([[-2]], np.int64),
+            "row_scores": np.zeros((1, 1), np.float32),
+            "title_ids": np.array([[[8, 7, -1]]], np.int64),
+            "title_scores": np.array([[[2.0, 1.5, 0.0]]], np.float32),
+            "sources": np.array([[[9, 9, 0]]], np.uint8),
+            "info": self._info(version, fallback=self.fallback, surface=surface, row_titles={"-2": 9}),
+        }
+
     def _catalogue(self, inputs: dict[str, np.ndarray], version: str) -> dict[str, np.ndarray]:
         time.sleep(self.delay_s)
         number = int(version) if version else max(self.bundles)
@@ -78,7 +91,8 @@ class FakeServer:
         titles = self.bundles[number]
         offset = int(inputs["title_offset"][0, 0])
         part = list(titles.items())[offset : offset + self.chunk]
-        rows = [{"row_id": 1, "label": "Popular"}, {"row_id": 3, "label": "Because you watched {title}"}]
+        rows = [{"row_id": 1, "label": "Popular"}, {"row_id": 3, "label": "Because you watched {title}"},
+                {"row_id": -2, "label": "More like {title}"}]  # fmt: skip
         answer = {
             "title_ids": np.array([[i for i, _ in part]], np.int64),
             "title_names": np.array([[name.encode() for _, name in part]], np.object_),

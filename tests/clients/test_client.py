@@ -21,6 +21,7 @@ from frontrow.clients import (
     ModelNotFound,
     SchemaMismatch,
     ServerFault,
+    wire,
 )
 from frontrow.clients import client as client_module
 from frontrow.foundation.schema import MAX_EVENTS, MAX_ROWS, MAX_TITLES, SOURCES, Schema, default_schema
@@ -193,8 +194,8 @@ def test_a_title_named_like_a_template_stays_as_it_is():
 
 
 def test_a_source_of_a_newer_server_has_a_stand_in():
-    assert client_module._source(len(SOURCES) - 1) == SOURCES[-1]
-    assert client_module._source(200) == "source 200"
+    assert wire.source_name(len(SOURCES) - 1) == SOURCES[-1]
+    assert wire.source_name(200) == "source 200"
 
 
 # The catalogue

@@ -314,7 +314,7 @@ def test_a_server_on_this_host_is_reached_whatever_proxy_is_set(
 
 
 def test_all_is_what_the_modules_make_public():
-    modules = [getattr(clients, name) for name in ("client", "errors", "transport")]
+    modules = [getattr(clients, name) for name in ("client", "errors", "results", "transport")]
     public = {
         name
         for module in modules
