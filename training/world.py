@@ -29,8 +29,8 @@ import pyarrow.parquet as pq
 
 from . import world_pages
 from .data import write_dataset
-from .world_choice import FROZEN_SINCE, Outcomes, page_outcomes
-from .world_log import ACTIONS, Events, Homepages, Life, WorldConfig, collected, events_of
+from .world_choice import FROZEN_SINCE, Outcomes, mood_chances, page_outcomes
+from .world_log import ACTIONS, Events, Homepages, Life, WorldConfig, collected, drawn, events_of, search
 from .world_pages import ROW_IDS, ROWS, Shelves
 from .world_population import (
     DAY,
@@ -145,6 +145,15 @@ class World:
             self.shelves.logging_page(some, memory, np.arange(len(some)), *shape, rng)[0]
             for _, some, memory in self._pieces(visits)
         ])  # fmt: skip
+
+    def searched(self, visits: Visits, rng: np.random.Generator) -> np.ndarray:
+        """Titles int64 [V] that members would search for and find at visits, −1 for none: another draw of what made the
+        log's searches."""
+        found = []
+        for _, some, memory in self._pieces(visits):
+            mood = drawn(mood_chances(self.members, some), rng)[:, None]
+            found.append(search(self.titles, self.members, some, memory, np.arange(len(some)), mood, rng)[0])
+        return np.concatenate(found)
 
     def write(self, folder: Path) -> None:
         """events.parquet and titles.parquet as `load_dataset` reads them, impressions.parquet and world.json.

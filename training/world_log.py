@@ -124,37 +124,22 @@ class Life:
         """One visit of each member in the lines `at` of the memory; its plays, `visit` counting from 0."""
         rng, columns = self.rng, self.config.columns
         page, rows, explored = self.shelves.logging_page(visits, memory, at, self.config.rows, columns, rng)
-        mood = _drawn(mood_chances(self.members, visits), rng)[:, None]
+        mood = drawn(mood_chances(self.members, visits), rng)[:, None]
         views = look(self.titles, self.members, memory, at, visits, mood, page)
         chance = by_visit(page_choices(self.titles, visits, mood, views, page))
-        played = _drawn(chance, rng)
+        played = drawn(chance, rng)
         chosen = np.flatnonzero(played >= 0)
         title, likely = by_visit(page)[chosen, played[chosen]], by_visit(views.enjoyment)
         likely, row = likely[chosen, played[chosen]], played[chosen] // columns
         seconds = 5 + 3 * row + 2 * (played[chosen] % columns)
         some = np.flatnonzero((played < 0) & (rng.random(len(at)) < _SEARCHES))
-        found, enjoyment = self._search(visits.take(some), memory, at[some], mood[some])
+        found, enjoyment = search(self.titles, self.members, visits.take(some), memory, at[some], mood[some], rng)
         some, found, enjoyment = some[found >= 0], found[found >= 0], enjoyment[found >= 0]
         visit = np.concatenate([chosen, some])
         title, row = np.concatenate([title, found]), np.concatenate([row, np.full(len(found), -1)])
         seconds = np.concatenate([seconds, np.full(len(found), 45)]) + rng.integers(0, 20, len(visit))
         plays = self._watch(visits, memory, at, visit, title, row, seconds, np.concatenate([likely, enjoyment]))
         return Homepages(page, rows, explored, played), plays
-
-    def _search(
-        self, visits: Visits, memory: Memory, at: np.ndarray, mood: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Titles int64 [V] that members look for and find, −1 for none, and the chance to enjoy them: of some titles
-        that come to mind, where no place is better than another, by softmax(u / 0.3)."""
-        mind = self.rng.integers(0, len(self.titles), (len(at), 1, _SEARCHED))
-        views = look(self.titles, self.members, memory, at, visits, mood, mind)
-        strength = (
-            np.exp((views.utility - views.utility.max(-1, keepdims=True, initial=-9)) / 0.3) * views.possible[:, None]
-        )
-        total = strength.sum(-1, keepdims=True)
-        place = _drawn(by_visit(strength / np.maximum(total, 1e-30)), self.rng)
-        line = np.arange(len(at))
-        return np.where(place >= 0, mind[line, 0, place], -1), views.enjoyment[line, 0, 0, place]
 
     def _watch(
         self, visits: Visits, memory: Memory, at: np.ndarray, visit: np.ndarray, title: np.ndarray, row: np.ndarray,
@@ -184,6 +169,22 @@ class Life:
         )
 
 
+def search(
+    titles: Titles, members: Members, visits: Visits, memory: Memory, at: np.ndarray, mood: np.ndarray,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Titles int64 [V] that members look for and find, −1 for none, and the chance to enjoy them: of some titles that
+    come to mind, where no place is better than another, by softmax(u / 0.3). mood: int64 [V, 1]."""
+    mind = rng.integers(0, len(titles), (len(at), 1, _SEARCHED))
+    views = look(titles, members, memory, at, visits, mood, mind)
+    above = views.utility - views.utility.max(-1, keepdims=True, initial=-9)
+    strength = np.exp(above / 0.3) * views.possible[:, None]
+    total = strength.sum(-1, keepdims=True)
+    place = drawn(by_visit(strength / np.maximum(total, 1e-30)), rng)
+    line = np.arange(len(at))
+    return np.where(place >= 0, mind[line, 0, place], -1), views.enjoyment[line, 0, 0, place]
+
+
 def collected(steps: Sequence[Step]) -> Step:
     """The steps as one, in order of (member, time)."""
     visits, homepages = _stacked([v for v, _, _ in steps]), _stacked([h for _, h, _ in steps])
@@ -206,7 +207,7 @@ def _taken(columns: Columns, index: np.ndarray) -> Columns:
     return type(columns)(*(getattr(columns, f.name)[index] for f in fields(columns)))
 
 
-def _drawn(chance: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def drawn(chance: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """int64 [V]: a place of each line [V, X], by its chance; −1 with what is missing to 1."""
     upto = np.cumsum(chance, 1, dtype=np.float64)
     draw = rng.random(len(chance))
