@@ -333,8 +333,9 @@ def main(parts: list[str], seeds: list[int], run: Path) -> None:
     found: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
 
     def keep(part: str, content: dict[str, Any], arguments: str = "") -> None:
-        found[part] = content | provenance(f"python -m frontrow.benchmarks.surfaces {part}{arguments}")
-        write_result("surfaces", found)
+        command = "python -m frontrow.benchmarks.surfaces"
+        found[part] = content | provenance(f"{command} {part}{arguments}")
+        write_result("surfaces", found | provenance(command))
 
     if "time" in parts:
         keep("time", look_ups())
