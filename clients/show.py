@@ -30,6 +30,7 @@ _RANKED_BY = {
     "item_item_cf": "item-item CF",
     "user_user_cf": "user-user CF",
     "row_ranker": "row ranker",
+    "state_alone": "row ranker, state alone",
     "by_popularity": "popularity",
     "by_size": "size",
     "by_training_relevance": "share of hits in training",

@@ -32,7 +32,7 @@ from .model import FoundationModel, ModelConfig
 from .schema import Schema, SchemaError, Vocabulary
 from .titles import Titles, encode_titles
 
-FORMAT, FORMAT_VERSION = "frontrow-bundle", 1
+FORMAT, FORMAT_VERSION = "frontrow-bundle", 2
 MANIFEST = "manifest.json"
 _JSON_FILES = ("vocabularies.json", "titles.json", "rows.json", "known.json")
 _TENSOR_FILES = ("model.safetensors", "vectors.safetensors", "members.safetensors", "candidates.safetensors",

@@ -23,8 +23,8 @@ from .transformer import Transformer
 class ModelConfig:
     """d_model M; the vector width D is the width of the schema's id field.
 
-    max_events: newest events read. state_layer: the block whose output ranks the rows. request_dropout: probability
-    that a training history is read without its request-time fields, so that their absence works.
+    max_events: newest events read. state_layer: the block whose output ranks the rows, 0 for its input. request_dropout:
+    probability that a training history is read without its request-time fields, so that their absence works.
     """
 
     d_model: int = 128
@@ -39,8 +39,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.heads < 1 or self.d_model < 1 or self.d_model % (2 * self.heads):
             raise ValueError(f"d_model {self.d_model} must be a multiple of 2 × heads ({self.heads})")
-        if not 1 <= self.state_layer <= self.layers:
-            raise ValueError(f"state_layer {self.state_layer} must be from 1 to layers ({self.layers})")
+        if not 0 <= self.state_layer <= self.layers:
+            raise ValueError(f"state_layer {self.state_layer} must be from 0 to layers ({self.layers})")
         if self.max_events < 1:
             raise ValueError(f"max_events {self.max_events} must be at least 1")
         for name in ("dropout", "id_dropout", "request_dropout"):

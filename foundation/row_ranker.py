@@ -1,7 +1,11 @@
 """The subgraph pattern: a small head on the frozen state of layer k ranks the rows of a page.
 
 score(member, row) = mlp(state) · row vector + row bias; a row vector is an id embedding mixed with the row's content,
-so that a row added after training has a usable score.
+so that a row added after training has a usable score. On the page it is blended with what the titles say:
+
+    logit = blend₀ + blend₁ · score(member, row) + blend₂ · log(chance of the row's first titles)
+
+where the chance of a title is the title head's softmax over the member's candidates (serving/page.py).
 Shape letters: B members, M d_model, R rows, H head width, D vector width.
 """
 
@@ -28,6 +32,8 @@ class RowRanker(nn.Module):
         self.embedding = nn.Parameter(torch.randn(len(row_ids) + 1, width) * 0.05)
         self.content = nn.Linear(vector_width + ROW_STATISTICS, width)
         self.bias = nn.Linear(width, 1)
+        self.blend: Tensor
+        self.register_buffer("blend", torch.tensor([0.0, 1.0, 0.0]))
 
     def row_vectors(self, row_ids: Tensor, features: Tensor, id_dropout: float = 0.0) -> tuple[Tensor, Tensor]:
         """row_ids int64 [R], features [R, D + ROW_STATISTICS] → (vectors [R, H], biases [R])."""
@@ -39,6 +45,6 @@ class RowRanker(nn.Module):
         return vectors, self.bias(vectors)[:, 0]
 
     def forward(self, state: Tensor, vectors: Tensor, biases: Tensor) -> Tensor:
-        """state [B, M] of the frozen model → logits [B, R]."""
+        """state [B, M] of the frozen model → logits [B, R], of the state alone."""
         hidden = nnf.dropout(nnf.gelu(self.up(self.norm(state))), self.dropout, self.training)
         return self.down(hidden) @ vectors.T + biases

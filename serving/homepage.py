@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..foundation.bundle import BundleError
 from ..kernels.candidate_scoring import candidate_scoring
-from .page import assemble
+from .page import RowWorth, assemble
 from .requests import BadRequest, PageRequest, Prepared, RequestError, prepare
 from .retrieval import SOURCE_ID, for_pinned_rows, retrieve
 from .store import Store
@@ -34,8 +34,9 @@ KNOWN_TOLERANCE = 5e-3  # between processors and precisions; a wrong or empty an
 
 @dataclass(frozen=True)
 class Page:
-    """row_ids int64 [R], row_scores float32 [R] (probability that the next title is among the row's first), title_ids
-    int64 [R, C] (−1 past the end of a row), title_scores float32 [R, C], sources uint8 [R, C]."""
+    """row_ids int64 [R], row_scores float32 [R] (probability that the next title is among the row's first, of those
+    that no row above shows), title_ids int64 [R, C] (−1 past the end of a row), title_scores float32 [R, C], sources
+    uint8 [R, C]."""
 
     row_ids: np.ndarray
     row_scores: np.ndarray
@@ -43,6 +44,18 @@ class Page:
     title_scores: np.ndarray
     sources: np.ndarray
     info: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A member's candidates, best first: titles int64 [K] (indices), scores float32 [K], sources uint8 [K]; eligible
+    bool [R, K], which may stand in which row; worth: what rows of them are worth."""
+
+    titles: np.ndarray
+    scores: np.ndarray
+    sources: np.ndarray
+    eligible: np.ndarray
+    worth: RowWorth
 
 
 class HomepageEngine:
@@ -89,19 +102,8 @@ class HomepageEngine:
     def _homepages(
         self, requests: list[PageRequest], prepared: list[Prepared], vectors: Tensor, states: Tensor, clock: _Clock
     ) -> list[Page]:
-        store = self.store
-        titles, sources = retrieve(store, vectors.cpu().numpy(), [p.member for p in prepared], CANDIDATES)
-        more = [for_pinned_rows(store, p.member, p.view, titles[b]) for b, p in enumerate(prepared)]
-        titles, sources = _with_more(titles, sources, more, "popular")
-        if any(spec.seen != "exclude" for spec in store.rows.specs):
-            titles, sources = _with_more(titles, sources, [np.flatnonzero(p.seen) for p in prepared], "history")
-        clock.lap("retrieve")
-        order, scores = self.score(vectors, titles, titles.shape[1])
-        row_scores = self.rank_rows(states)
-        clock.lap("score")
-        pages = []
-        for b, (request, p) in enumerate(zip(requests, prepared, strict=True)):
-            pages.append(self._page(request, p, titles[b], sources[b], order[b], scores[b], row_scores[b]))
+        best = self.rank(requests, prepared, vectors, states, clock)
+        pages = [self._page(*one) for one in zip(requests, prepared, best, strict=True)]
         clock.lap("assemble")
         return pages
 
@@ -123,6 +125,43 @@ class HomepageEngine:
         clock.lap("surfaces")
         return pages
 
+    def rank(
+        self, requests: Sequence[PageRequest], prepared: Sequence[Prepared], vectors: Tensor, states: Tensor,
+        clock: _Clock | None = None,
+    ) -> list[Ranked]:  # fmt: skip
+        """Candidates of members with vectors [B, D] and row states [B, M], scored, and the rows they may stand in."""
+        store, clock = self.store, clock or _Clock()
+        titles, sources = retrieve(store, vectors.cpu().numpy(), [p.member for p in prepared], CANDIDATES)
+        more = [for_pinned_rows(store, p.member, p.view, titles[b]) for b, p in enumerate(prepared)]
+        titles, sources = _with_more(titles, sources, more, "popular")
+        if any(spec.seen != "exclude" for spec in store.rows.specs):
+            titles, sources = _with_more(titles, sources, [np.flatnonzero(p.seen) for p in prepared], "history")
+        clock.lap("retrieve")
+        order, scores = self.score(vectors, titles, titles.shape[1])
+        chances = torch.from_numpy(scores).softmax(1).numpy()  # of no candidate where there is none: score −inf
+        shift, stretch, slope = store.row_ranker.blend.tolist()
+        bases = shift + stretch * self.row_logits(states)
+        clock.lap("score")
+        found = []
+        for b, (request, p) in enumerate(zip(requests, prepared, strict=True)):
+            there = order[b] >= 0
+            best, worth = order[b][there], RowWorth(bases[b], slope, chances[b][there])
+            source_of = np.zeros(store.title_count, np.uint8)
+            source_of[titles[b][titles[b] >= 0]] = sources[b][titles[b] >= 0]
+            eligible = self._eligible(request, p, best)
+            found.append(Ranked(best, scores[b][there], source_of[best], eligible, worth))
+        return found
+
+    def _eligible(self, request: PageRequest, p: Prepared, titles: np.ndarray) -> np.ndarray:
+        """bool [R, K]: which of titles int64 [K] (indices) may stand in which row."""
+        rows = self.store.rows
+        eligible = rows.masks(p.view, titles) & ~np.isin(self.store.bundle.titles.ids[titles], request.exclude)
+        seen = p.seen[titles]
+        for i, spec in enumerate(rows.specs):
+            if spec.seen != "any":
+                eligible[i] &= seen if spec.seen == "only" else ~seen
+        return eligible
+
     @torch.inference_mode()
     def encode(self, prepared: Sequence[Prepared]) -> tuple[Tensor, Tensor]:
         """Member vectors [B, D] and row states [B, M]."""
@@ -140,30 +179,17 @@ class HomepageEngine:
         return indices.cpu().numpy(), scores.cpu().numpy()
 
     @torch.inference_mode()
-    def rank_rows(self, states: Tensor) -> np.ndarray:
-        """Probability float32 [B, R] of each row of the catalogue, from states [B, M]."""
-        logits = self.store.row_ranker(states, self.store.row_vectors, self.store.row_biases)
-        return logits.sigmoid().float().cpu().numpy()
+    def row_logits(self, states: Tensor) -> np.ndarray:
+        """Logits float32 [B, R] of each row of the catalogue, from states [B, M] alone."""
+        return self.store.row_ranker(states, self.store.row_vectors, self.store.row_biases).float().cpu().numpy()
 
-    def _page(
-        self, request: PageRequest, p: Prepared, titles: np.ndarray, sources: np.ndarray, order: np.ndarray,
-        scores: np.ndarray, row_scores: np.ndarray,
-    ) -> Page:  # fmt: skip
-        store, rows = self.store, self.store.rows
-        ranked, scores = order[order >= 0], scores[order >= 0]
-        source_of = np.zeros(store.title_count, np.uint8)
-        source_of[titles[titles >= 0]] = sources[titles >= 0]
-        eligible = rows.masks(p.view, ranked)
-        title_ids, seen = store.bundle.titles.ids[ranked], p.seen[ranked]
-        eligible &= ~np.isin(title_ids, request.exclude)
-        for i, spec in enumerate(rows.specs):
-            if spec.seen != "any":
-                eligible[i] &= seen if spec.seen == "only" else ~seen
-        placed = assemble(rows.specs, row_scores, eligible, title_ids, request.rows, request.titles)
+    def _page(self, request: PageRequest, p: Prepared, best: Ranked) -> Page:
+        rows, title_ids = self.store.rows, self.store.bundle.titles.ids[best.titles]
+        placed = assemble(rows.specs, best.worth, best.eligible, title_ids, request.rows, request.titles)
         shape = (len(placed), request.titles)
         page = Page(
             row_ids=rows.ids[[r.row for r in placed]],
-            row_scores=row_scores[[r.row for r in placed]].astype(np.float32),
+            row_scores=_sigmoid(np.array([r.score for r in placed])),
             title_ids=np.full(shape, -1, np.int64),
             title_scores=np.zeros(shape, np.float32),
             sources=np.zeros(shape, np.uint8),
@@ -172,8 +198,8 @@ class HomepageEngine:
         for at, row in enumerate(placed):
             count = len(row.places)
             page.title_ids[at, :count] = title_ids[row.places]
-            page.title_scores[at, :count] = scores[row.places]
-            page.sources[at, :count] = source_of[ranked[row.places]]
+            page.title_scores[at, :count] = best.scores[row.places]
+            page.sources[at, :count] = best.sources[row.places]
         return page
 
     def _one_row_page(
@@ -254,12 +280,13 @@ class HomepageEngine:
         return np.where(order[0] >= 0, ids, -1), scores[0]
 
     def row_probabilities(self, row_state: np.ndarray, row_ids: np.ndarray) -> np.ndarray:
-        """Probability float32 [R] of the rows with ids int64 [R], from a state float32 [M]. Raises RequestError."""
+        """Probability float32 [R] of the rows with ids int64 [R], from a state float32 [M] alone: a page also knows the
+        titles that a row would show. Raises RequestError."""
         state = self._vector("row_state", row_state, self.store.model.config.d_model)
         known = {row_id: i for i, row_id in enumerate(self.store.rows.ids.tolist())}
         if strange := [r for r in row_ids.tolist() if r not in known]:
             raise RequestError(f"row_ids has {strange}; this bundle has {sorted(known)}")
-        scores = self.rank_rows(torch.from_numpy(state[None]).to(self.store.device))[0]
+        scores = _sigmoid(self.row_logits(torch.from_numpy(state[None]).to(self.store.device))[0])
         return scores[[known[r] for r in row_ids.tolist()]]
 
     @staticmethod
@@ -282,6 +309,11 @@ class _Clock:
         now = time.perf_counter()
         self.laps[name] = round((now - self._last) * 1000, 3)
         self._last = now
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    """float32 of the same shape."""
+    return torch.from_numpy(logits).sigmoid().float().numpy()
 
 
 def _with_more(

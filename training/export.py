@@ -26,6 +26,7 @@ from .alignment import align
 from .baselines import NEIGHBOURS, interactions, item_similarity, keep_largest, user_similarity
 from .batches import training_events
 from .data import Dataset
+from .served_rows import blend, served_at
 
 LIKED_ACTIONS = ("like", "love", "add", "play", "complete", "rate_4", "rate_5")
 USER_USER_KEPT = 200
@@ -69,9 +70,9 @@ def title_lists(data: Dataset, events: np.ndarray) -> dict[str, Tensor]:
     }
 
 
-def candidate_lists(data: Dataset) -> dict[str, Tensor]:
-    """What is served: `title_lists` of all events; user_user int32 [B, 200] unseen titles, best first, −1 padded."""
-    events = np.ones(len(data.events.ids), bool)
+def candidate_lists(data: Dataset, events: np.ndarray) -> dict[str, Tensor]:
+    """`title_lists` of the events in bool [T], and of them user_user int32 [B, 200], titles that the member has not
+    played, best first, −1 padded."""
     matrix = interactions(data, events)
     taste = keep_largest(user_similarity(matrix)) @ matrix
     others, _ = _largest(np.where(matrix > 0, 0.0, taste), USER_USER_KEPT)
@@ -110,40 +111,20 @@ def export_bundle(
     if align_to is not None:
         model, found = align(model, data, align_to)
         metrics = {**metrics, "alignment": found}
-    candidates = candidate_lists(data)
-    documents = {
-        "vocabularies.json": {name: v.values for name, v in data.vocabularies.items()},
-        "rows.json": rows,
-    }
-    with torch.no_grad():
-        vectors = model.title_vectors().float()
-    columns = TitleColumns.from_metadata(len(data.titles), data.titles.metadata, candidates["popularity"].numpy())
-    row_ids = torch.from_numpy(RowCatalogue(documents["rows.json"], columns).ids)
-    untrained = RowRanker(row_ids, model.config.d_model, vectors.shape[1])
-    as_of = int(data.events.timestamp.max())
-    manifest = {
-        "schema": data.schema,
-        "model_config": model.config.to_dict(),
-        "data_fingerprint": data.fingerprint,
-        "index": INDEX,
-        "weights": weights,
-        "data_set": data_set,
-        "as_of": as_of,
-    }
-
-    def in_memory(ranker: RowRanker, candidates: dict[str, Tensor]) -> Bundle:
-        return Bundle(
-            path=bundles, version=0, manifest=manifest, schema=data.schema, vocabularies=data.vocabularies,
-            titles=data.titles, title_ids=data.title_ids, weights=model.state_dict(), vectors=vectors,
-            member_ids=data.member_ids, histories=data.events, candidates=candidates,
-            row_ranker=ranker.state_dict(), rows=documents["rows.json"], known=None,
-        )  # fmt: skip
-
+    candidates = candidate_lists(data, np.ones(len(data.events.ids), bool))
     # The served lists know all events. The ranker is trained and measured on rows made of training events alone: else
     # popularity and neighbours give the held-out titles away (measured: an AUC of 0.705 in place of 0.7035).
-    store = Store(in_memory(untrained, candidates | title_lists(data, training_events(data))))
-    ranker, row_table = _train_rows(store, data, on_epoch)
-    engine = HomepageEngine(Store(in_memory(ranker, candidates)))
+    ranker, row_table = train_rows(model, data, rows, candidate_lists(data, training_events(data)), on_epoch)
+    served = in_memory(model, data, rows, candidates, ranker)
+    engine = HomepageEngine(Store(served))
+    documents = {"vocabularies.json": {name: v.values for name, v in data.vocabularies.items()}, "rows.json": rows}
+    manifest = {
+        **served.manifest,
+        "data_fingerprint": data.fingerprint,
+        "weights": weights,
+        "data_set": data_set,
+        "as_of": int(data.events.timestamp.max()),
+    }
     # At the time of the first event: the clock of a host that serves it may be behind the newest.
     some = [*data.member_ids[[0, len(data) // 2, -1]].tolist(), -1]
     documents["known.json"] = known_answers(engine, some, int(data.events.timestamp.min()))
@@ -155,7 +136,7 @@ def export_bundle(
     }
     tensors = {
         "model.safetensors": model.state_dict(),
-        "vectors.safetensors": {"titles": vectors},
+        "vectors.safetensors": {"titles": served.vectors},
         "members.safetensors": members,
         "candidates.safetensors": candidates,
         "row_ranker.safetensors": ranker.state_dict(),
@@ -166,17 +147,43 @@ def export_bundle(
     )
 
 
-def _train_rows(
-    store: Store, data: Dataset, on_epoch: Callable[[int, int], None]
+def in_memory(
+    model: FoundationModel, data: Dataset, rows: Any, candidates: Mapping[str, Tensor], ranker: RowRanker | None = None
+) -> Bundle:
+    """What a Store needs of a bundle, unwritten; ranker None: an untrained one."""
+    with torch.no_grad():
+        vectors = model.title_vectors().float()
+    if ranker is None:
+        columns = TitleColumns.from_metadata(len(data.titles), data.titles.metadata, candidates["popularity"].numpy())
+        ids = torch.from_numpy(RowCatalogue(rows, columns).ids)
+        ranker = RowRanker(ids, model.config.d_model, vectors.shape[1])
+    return Bundle(
+        path=Path(), version=0, schema=data.schema, vocabularies=data.vocabularies, titles=data.titles,
+        manifest={"schema": data.schema, "model_config": model.config.to_dict(), "index": INDEX},
+        title_ids=data.title_ids, weights=model.state_dict(), vectors=vectors, member_ids=data.member_ids,
+        histories=data.events, candidates=candidates, row_ranker=ranker.state_dict(), rows=rows, known=None,
+    )  # fmt: skip
+
+
+def train_rows(
+    model: FoundationModel,
+    data: Dataset,
+    rows: Any,
+    candidates: Mapping[str, Tensor],
+    on_epoch: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[RowRanker, dict[str, dict[str, float | None]]]:
-    """The trained ranker and its table on the test events."""
+    """The trained ranker and its table on the test events. candidates: lists that know training events alone."""
+    store = Store(in_memory(model, data, rows, candidates))
     row_ids, features = torch.from_numpy(store.rows.ids), store.row_features
-    parts = [
-        row_ranking.moments(store.model, data, store.rows, store.member_view, part)
-        for part in (None, "validation", "test")
-    ]
-    ranker = row_ranking.train_row_ranker(parts[0], parts[1], row_ids, features, on_epoch=on_epoch)
+    assert features.shape[1] == store.vectors.shape[1] + ROW_STATISTICS
+    train, validation = (
+        row_ranking.moments(store.model, data, store.rows, store.member_view, part) for part in (None, "validation")
+    )
+    ranker = row_ranking.train_row_ranker(train, validation, row_ids, features, on_epoch=on_epoch)
+    engine = HomepageEngine(Store(in_memory(model, data, rows, candidates, ranker)))
+    seen, test = (served_at(engine, data, row_ranking.held_out_choices(data, part)) for part in ("validation", "test"))
+    ranker = blend(ranker, seen)
     static = torch.from_numpy(store.rows.static).float()
     plays = static @ torch.from_numpy(store.popularity).float() / static.sum(1).clamp(min=1)
-    assert features.shape[1] == store.vectors.shape[1] + ROW_STATISTICS
-    return ranker, row_ranking.evaluate_rows(ranker, parts[0], parts[2], row_ids, features, plays)
+    logits = {"row_ranker": test.blended(ranker), "state_alone": test.logits}
+    return ranker, row_ranking.evaluate_rows(logits, train, test.moments, features, plays)

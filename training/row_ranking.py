@@ -8,7 +8,7 @@ Shape letters: P moments, R rows, N titles, M d_model, D vector width, C titles 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,12 +19,13 @@ from torch import Tensor
 from ..foundation.events import offset_tokens
 from ..foundation.model import FoundationModel
 from ..foundation.row_ranker import ROW_STATISTICS, RowRanker
+from ..serving.page import FIRST_TITLES
 from ..serving.rows import MemberView, RowCatalogue
 from .batches import Part, evaluated_members, target_positions, training_ends
 from .data import Dataset
 
-FIRST_TITLES = 8
 MOMENTS_PER_MEMBER = 40
+ONE_WATCHING = 4 * 3600  # seconds: events about the same title no further apart are about one choice
 _CHUNK = 64
 
 
@@ -41,6 +42,22 @@ class Moments:
 ViewOf = Callable[[np.ndarray], MemberView]
 
 
+def choices(data: Dataset) -> np.ndarray:
+    """bool [T]: the events that a page may have led to. What follows within four hours about the same title (a pause,
+    the next episode, a like) is not one: nothing was to be chosen then, and nobody looked at rows."""
+    title, time = data.title_indices(), data.events.timestamp
+    found = np.ones(len(title), bool)
+    found[1:] = (title[1:] != title[:-1]) | (np.diff(time) > ONE_WATCHING)
+    found[data.events.offsets[:-1][np.diff(data.events.offsets) > 0]] = True
+    return found
+
+
+def held_out_choices(data: Dataset, part: Part) -> np.ndarray:
+    """Index int64 [P] into `data.events` of the held-out events of a part that are choices of titles."""
+    positions = target_positions(data, evaluated_members(data), part)
+    return positions[choices(data)[positions] & (data.title_indices()[positions] >= 0)]
+
+
 @torch.no_grad()
 def moments(
     model: FoundationModel,
@@ -50,12 +67,13 @@ def moments(
     part: Part | None,
     seed: int = 0,
 ) -> Moments:
-    """Moments of training events (part None: at most 40 a member, drawn at random), or the held-out event of each
-    evaluated member."""
+    """Moments of training events (part None: at most 40 a member, drawn at random), or of the held-out event of each
+    evaluated member; of either those that are choices of titles."""
     model.eval()
     rng = np.random.default_rng(seed)
     tokens = offset_tokens(data.schema, data.events.ids, data.events.offsets)
     vectors, index = model.title_vectors().cpu(), data.title_indices()
+    usable = choices(data) & (index >= 0)
     members = evaluated_members(data)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for begin in range(0, len(members), _CHUNK):
@@ -71,8 +89,9 @@ def moments(
             if part is not None:
                 picked.append(int(offsets[i + 1]) - 1)
             else:
-                picked += (first + rng.permutation(count)[:MOMENTS_PER_MEMBER]).tolist()
-        picked = [p for p in picked if index[used[p]] >= 0]
+                own = first + np.flatnonzero(usable[used[first : first + count]])
+                picked += rng.permutation(own)[:MOMENTS_PER_MEMBER].tolist()
+        picked = [p for p in picked if usable[used[p]]]
         at = used[picked]
         scores = (model.heads.member(hidden[picked]).cpu() @ vectors.T).float()
         relevant, shown = _relevance(data, rows, view_of, scores, index, at)
@@ -167,27 +186,36 @@ def calibrate(ranker: RowRanker, validation: Moments, row_ids: Tensor, features:
     The order of rows stays as it is. Measured on MovieLens-100K, test: predicted 0.088 before, 0.073 after, happened
     0.066; training on validation moments themselves is better calibrated but ranks worse (AUC 0.690 for 0.7035).
     """
-    happened = validation.relevant[validation.shown].float()
-    if not 0 < happened.sum() < len(happened):
-        return ranker
     logits = row_scores(ranker, validation, row_ids, features)[validation.shown]
-    fitted = torch.zeros(2, requires_grad=True)  # log of the stretch, which so stays above 0; shift
-    optimizer = torch.optim.LBFGS([fitted], max_iter=100, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        wrong = nnf.binary_cross_entropy_with_logits(logits * fitted[0].exp() + fitted[1], happened)
-        wrong = wrong + 1e-3 * fitted.square().sum()  # rows that are always right would ask for an endless stretch
-        wrong.backward()
-        return wrong
-
-    optimizer.step(loss)
-    stretch, shift = fitted[0].exp().item(), fitted[1].item()
+    found = fitted_logits(logits[:, None], validation.relevant[validation.shown])
+    if found is None:
+        return ranker
+    shift, stretch = found.tolist()
     with torch.no_grad():
         for parameter in (ranker.down.weight, ranker.down.bias, ranker.bias.weight, ranker.bias.bias):
             parameter.mul_(stretch)
         ranker.bias.bias.add_(shift)
     return ranker
+
+
+def fitted_logits(features: Tensor, happened: Tensor) -> Tensor | None:
+    """Shift and weights [1 + F], the weights above 0, that make of features [S, F] logits of what happened, bool [S],
+    by logistic regression. None where nothing or everything happened."""
+    if not 0 < int(happened.sum()) < len(happened):
+        return None
+    fitted = torch.zeros(1 + features.shape[1], requires_grad=True)  # shift; logs of the weights
+    optimizer = torch.optim.LBFGS([fitted], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        logits = features @ fitted[1:].exp() + fitted[0]
+        wrong = nnf.binary_cross_entropy_with_logits(logits, happened.float())
+        wrong = wrong + 1e-3 * fitted.square().sum()  # rows that are always right would ask for an endless weight
+        wrong.backward()
+        return wrong
+
+    optimizer.step(loss)
+    return torch.cat([fitted[:1], fitted[1:].exp()]).detach()
 
 
 @torch.no_grad()
@@ -219,20 +247,20 @@ def row_metrics(scores: Tensor, moments: Moments) -> dict[str, float]:
 
 
 def evaluate_rows(
-    ranker: RowRanker, train: Moments, test: Moments, row_ids: Tensor, features: Tensor, row_plays: Tensor
+    logits: Mapping[str, Tensor], train: Moments, test: Moments, features: Tensor, row_plays: Tensor
 ) -> dict[str, dict[str, float | None]]:
-    """The row ranker against rows by popularity (mean plays of their titles [R]), by size, and by how often each was
-    relevant in training; None where no moment can tell. Of the ranker also its calibration: over all rows that could
-    be shown the mean predicted probability, and how often the row was relevant."""
-    count, scores = len(test.state), row_scores(ranker, test, row_ids, features)
-    size = features[:, -3]
+    """Rankings of rows by their logits [P, R] against rows by popularity (mean plays of their titles [R]), by size, and
+    by how often each was relevant in training; None where no moment can tell. Of logits also the calibration: over all
+    rows that could be shown the mean predicted probability, and how often the row was relevant."""
+    count, size = len(test.state), features[:, -3]
     usual = (train.relevant & train.shown).float().mean(0)
+    happened = float(test.relevant[test.shown].float().mean())
     table = {
-        "row_ranker": row_metrics(scores, test)
-        | {
-            "predicted": float(scores.sigmoid()[test.shown].mean()),
-            "happened": float(test.relevant[test.shown].float().mean()),
-        },
+        name: row_metrics(scores, test)
+        | {"predicted": float(scores.sigmoid()[test.shown].mean()), "happened": happened}
+        for name, scores in logits.items()
+    }
+    table |= {
         "by_popularity": row_metrics(row_plays.expand(count, -1), test),
         "by_size": row_metrics(size.expand(count, -1), test),
         "by_training_relevance": row_metrics(usual.expand(count, -1), test),

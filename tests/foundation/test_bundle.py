@@ -151,7 +151,7 @@ def test_a_file_that_the_manifest_does_not_list_is_refused(copy: Path, name: str
 
 @pytest.mark.parametrize(
     "text",
-    ["{}", "[]", '{"format": "other"}', "\x00", "[" * 100_000, '{"format": "frontrow-bundle", "format_version": 1}'],
+    ["{}", "[]", '{"format": "other"}', "\x00", "[" * 100_000, '{"format": "frontrow-bundle", "format_version": 2}'],
     ids=lambda t: t[:20],
 )
 def test_a_foreign_manifest_is_refused(tmp_path: Path, text: str) -> None:
@@ -168,7 +168,7 @@ def test_a_foreign_directory_and_a_file_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda m: m.update(format_version=2), ["format version 2", "export"]),
+        (lambda m: m.update(format_version=1), ["format version 1", "reads 2", "export"]),
         (lambda m: m["schema"]["fields"][0].update(width=17), ["schema", "hash"]),
         (lambda m: m["schema"]["fields"].pop(), ["schema", "hash"]),
         (lambda m: m["schema"]["fields"][0].update(kind="?"), ["action_type"]),

@@ -196,7 +196,7 @@ def test_a_schema_of_one_field_trains() -> None:
     [
         ({"d_model": 30, "heads": 4}, "d_model 30"),
         ({"heads": 0}, "heads"),
-        ({"state_layer": 0}, "state_layer 0"),
+        ({"state_layer": -1}, "state_layer -1"),
         ({"layers": 2, "state_layer": 3}, "state_layer 3"),
         ({"max_events": 0}, "max_events 0"),
         ({"dropout": 1.0}, "dropout 1.0"),

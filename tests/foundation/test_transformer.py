@@ -7,7 +7,7 @@ import torch
 from frontrow.foundation.transformer import Transformer
 
 
-@pytest.mark.parametrize(("layers", "state_layer"), [(1, 1), (3, 1), (3, 2), (3, 3)])
+@pytest.mark.parametrize(("layers", "state_layer"), [(1, 0), (1, 1), (3, 0), (3, 1), (3, 2), (3, 3)])
 @pytest.mark.parametrize("lengths", [[1], [7], [4, 1, 9, 2]], ids=str)
 def test_the_last_tokens_alone_are_those_of_the_whole(layers: int, state_layer: int, lengths: list[int]) -> None:
     transformer = Transformer(16, layers, 2, dropout=0.5).eval()

@@ -15,6 +15,7 @@ from frontrow.foundation.schema import MAX_EVENTS
 from frontrow.kernels.folded_embedding import FoldedEmbedding
 from frontrow.serving import homepage
 from frontrow.serving.homepage import HomepageEngine, Page, check_known, compare_known
+from frontrow.serving.page import FIRST_TITLES
 from frontrow.serving.requests import PageRequest, RequestError
 from frontrow.serving.store import Store
 from frontrow.training.batches import evaluation_batch
@@ -81,9 +82,18 @@ def test_scores_are_the_dot_product_of_member_and_title_vectors(engine: Homepage
             assert (page.title_scores[~places] == 0).all()
             ranker = copy.deepcopy(store.row_ranker).double()
             features = ranker.row_vectors(torch.from_numpy(store.rows.ids), store.row_features.double())
-            chances = ranker(states, *features).sigmoid()[0].numpy()
-            at = [store.rows.ids.tolist().index(row) for row in page.row_ids.tolist()]
-            np.testing.assert_allclose(page.row_scores, chances[at], rtol=1e-5)
+            alone = ranker(states, *features)[0].numpy()
+            ids, candidates = store.bundle.titles.ids, np.flatnonzero(~p.seen)  # all 120 are, but those seen
+            total = np.exp(scores[candidates]).sum()
+            above: set[int] = set()
+            for row, chance in zip(page.row_ids.tolist(), page.row_scores.tolist(), strict=True):
+                at = store.rows.ids.tolist().index(row)
+                fits = store.rows.masks(p.view, candidates)[at] & ~np.isin(ids[candidates], list(above))
+                first = np.sort(scores[candidates[fits]])[::-1][:FIRST_TITLES]
+                shift, stretch, slope = ranker.blend.tolist()
+                logit = shift + stretch * alone[at] + slope * np.log(np.exp(first).sum() / total + 1e-6)
+                assert chance == pytest.approx(1 / (1 + np.exp(-logit)), rel=1e-4)
+                above |= set(page.title_ids[page.row_ids.tolist().index(row)].tolist())
 
 
 def test_rows_go_down_and_titles_across_by_score_and_no_title_is_shown_twice(engine: HomepageEngine) -> None:

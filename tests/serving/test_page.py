@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from frontrow.serving.page import Placed, assemble
+from frontrow.serving.page import FIRST_TITLES, Placed, RowWorth, assemble, log_mass
 from frontrow.serving.rows import RowSpec
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,14 +17,14 @@ class Case:
     """What `assemble` is given."""
 
     specs: tuple[RowSpec, ...]
-    scores: np.ndarray
+    worth: RowWorth
     eligible: np.ndarray
     titles: np.ndarray
     rows: int
     columns: int
 
     def page(self) -> list[Placed]:
-        return assemble(self.specs, self.scores, self.eligible, self.titles, self.rows, self.columns)
+        return assemble(self.specs, self.worth, self.eligible, self.titles, self.rows, self.columns)
 
     def needed(self, row: int) -> int:
         """Titles without which a row is not shown."""
@@ -47,10 +47,12 @@ def cases(draw: st.DrawFn) -> Case:
                 first=tuple(draw(st.lists(st.integers(500, 514), max_size=3, unique=True))),
             )
         )  # fmt: skip
-    scores = [draw(st.sampled_from([0.1, 0.5, 0.9])) for _ in specs]
+    base = np.array([draw(st.sampled_from([0.1, 0.5, 0.9])) for _ in specs], np.float32)
+    chance = np.array(sorted((draw(st.integers(0, 3)) / 8 for _ in titles), reverse=True))
+    worth = RowWorth(base, draw(st.sampled_from([0.0, 0.3, 1.0])), chance)
     eligible = np.array([[draw(st.booleans()) for _ in titles] for _ in specs], bool).reshape(count, candidates)
     page = draw(st.integers(1, 8)), draw(st.integers(1, 8))
-    return Case(tuple(specs), np.array(scores, np.float32), eligible, np.array(titles, np.int64), *page)
+    return Case(tuple(specs), worth, eligible, np.array(titles, np.int64), *page)
 
 
 many = settings(max_examples=200, deadline=None, derandomize=True)
@@ -72,9 +74,35 @@ def test_no_title_twice_no_row_twice_nothing_ineligible_never_more_than_asked(ca
 @many
 @given(cases())
 def test_rows_stand_by_score_and_ties_by_the_smaller_id(case: Case) -> None:
-    unpinned = [placed.row for placed in case.page() if case.specs[placed.row].pin is None]
-    keys = [(-case.scores[row], case.specs[row].row_id) for row in unpinned]
-    assert keys == sorted(keys)
+    unpinned = [placed for placed in case.page() if case.specs[placed.row].pin is None]
+    scores = [placed.score for placed in unpinned]
+    assert scores == sorted(scores, reverse=True)
+    if not case.worth.slope:
+        keys = [(-case.worth.base[placed.row], case.specs[placed.row].row_id) for placed in unpinned]
+        assert keys == sorted(keys)
+
+
+@many
+@given(cases())
+def test_the_next_row_is_the_one_whose_first_free_titles_are_worth_most(case: Case) -> None:
+    """As a loop that looks at every row anew has it."""
+    free, left = np.ones(len(case.titles), bool), set(range(len(case.specs)))
+    for placed in case.page():
+        scores = {}
+        for row in left:
+            spec, places = case.specs[row], np.flatnonzero(case.eligible[row] & free).tolist()
+            named = [at for title in spec.first for at in places if case.titles[at] == title]
+            places = named + [at for at in places if at not in named]
+            first = places[: min(FIRST_TITLES, case.columns, spec.max_titles)]
+            mass = np.array([case.worth.chance[first].sum()])
+            scores[row] = float((case.worth.base[row] + case.worth.slope * log_mass(mass))[0])
+        assert abs(placed.score - scores[placed.row]) < 1e-6
+        if case.specs[placed.row].pin is None:
+            for row in left:
+                enough = (case.eligible[row] & free).sum() >= case.needed(row)
+                assert not enough or case.specs[row].pin is not None or scores[row] <= placed.score + 1e-6
+        free[placed.places] = False
+        left.remove(placed.row)
 
 
 @many
@@ -139,7 +167,8 @@ def page_of(*specs: RowSpec, scores: list[float], eligible: list[list[int]], tit
     for row, places in enumerate(eligible):
         masks[row, places] = True
     ids = np.arange(500, 500 + titles)
-    page = assemble(specs, np.array(scores, np.float32), masks, ids, size.get("rows", 9), size.get("columns", 3))
+    worth = RowWorth(np.array(scores, np.float32), 0.0, np.zeros(titles))
+    page = assemble(specs, worth, masks, ids, size.get("rows", 9), size.get("columns", 3))
     return [(specs[placed.row].row_id, placed.places.tolist()) for placed in page]
 
 
@@ -149,6 +178,17 @@ ALL = list(range(6))
 def test_a_title_stands_in_the_highest_row_that_shows_it() -> None:
     low, high = RowSpec(1, "low", "True", min_titles=1), RowSpec(2, "high", "True", min_titles=1)
     assert page_of(low, high, scores=[0.2, 0.8], eligible=[ALL, ALL]) == [(2, [0, 1, 2]), (1, [3, 4, 5])]
+
+
+def test_a_row_whose_titles_stand_above_falls_behind() -> None:
+    """Alone row 2 is worth more than row 3; below row 1, which shows most of its titles, it is worth less."""
+    specs = tuple(RowSpec(i, "row", "True", min_titles=1) for i in (1, 2, 3))
+    eligible = np.array([[1, 1, 0, 0, 0], [1, 1, 0, 0, 1], [0, 0, 1, 1, 0]], bool)
+    worth = RowWorth(np.array([0.1, 0.0, 0.0]), 1.0, np.array([0.4, 0.3, 0.2, 0.09, 0.01]))
+    page = assemble(specs, worth, eligible, np.arange(5), 3, 3)
+    assert [(p.row, p.places.tolist()) for p in page] == [(0, [0, 1]), (2, [2, 3]), (1, [4])]
+    alone = assemble(specs[1:], RowWorth(np.zeros(2), 1.0, worth.chance), eligible[1:], np.arange(5), 1, 3)
+    assert alone[0].row == 0
 
 
 def test_equal_rows_stand_by_id_whatever_their_order_in_the_file() -> None:

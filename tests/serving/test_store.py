@@ -44,6 +44,7 @@ def test_an_index_that_faiss_cannot_make_is_named(bundle: Any) -> None:
         lambda w: w.update(embedding=w["embedding"][1:]),
         lambda w: w.update(row_ids=torch.tensor(3)),
         lambda w: w.pop("row_ids"),
+        lambda w: w.pop("blend"),
         lambda w: w.update({"up.weight": w["up.weight"].T}),
     ],
 )

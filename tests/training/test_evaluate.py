@@ -181,7 +181,7 @@ def test_a_baseline_too_large_for_its_matrix_is_left_out_by_name(
     monkeypatch.setattr(baselines, "MOST_CELLS", 1)
     assert set(evaluate(tiny_model, tiny_data, "validation")["baselines"]) == {"popularity"}
     with pytest.raises(baselines.TooLarge, match="60 × 120"):
-        candidate_lists(tiny_data)
+        candidate_lists(tiny_data, np.ones(len(tiny_data.events.ids), bool))
 
 
 def test_a_part_that_there_is_not_is_refused(tiny_model: FoundationModel, tiny_data: Dataset) -> None:

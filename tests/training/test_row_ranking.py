@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from frontrow.foundation.bundle import load_bundle
+from frontrow.foundation.events import Encoded
 from frontrow.foundation.model import FoundationModel
 from frontrow.foundation.row_ranker import ROW_STATISTICS, RowRanker
 from frontrow.serving.rows import RowCatalogue, RowSpec, TitleColumns, rows_to_json
 from frontrow.serving.store import Store
 from frontrow.training import export, row_ranking
-from frontrow.training.batches import target_positions, training_ends, training_events
+from frontrow.training.batches import training_ends, training_events
 from frontrow.training.data import Dataset
 from frontrow.training.row_ranking import (
     FIRST_TITLES,
     MOMENTS_PER_MEMBER,
     Moments,
     calibrate,
+    choices,
     evaluate_rows,
+    held_out_choices,
     moments,
     row_metrics,
     row_scores,
@@ -87,15 +91,27 @@ def test_moments_are_states_of_the_frozen_layer(
 ) -> None:
     found = moments(tiny_model, tiny_data, rows, store.member_view, part)  # type: ignore[arg-type]
     if part is None:
-        read = np.minimum(training_ends(tiny_data) - tiny_data.events.offsets[:-1], tiny_model.config.max_events)
-        assert len(found.state) == np.minimum(read, MOMENTS_PER_MEMBER).sum()
+        chosen, count = choices(tiny_data), 0
+        for start, stop in zip(tiny_data.events.offsets, training_ends(tiny_data), strict=False):
+            count += min(int(chosen[max(start, stop - tiny_model.config.max_events) : stop].sum()), MOMENTS_PER_MEMBER)
+        assert len(found.state) == count
     else:
-        assert len(found.state) == len(target_positions(tiny_data, np.arange(len(tiny_data)), part))  # type: ignore[arg-type]
+        assert len(found.state) == len(held_out_choices(tiny_data, part))  # type: ignore[arg-type]
     assert found.state.shape[1] == tiny_model.config.d_model
     assert found.relevant.shape == found.shown.shape == (len(found.state), len(rows))
     assert torch.isfinite(found.state).all()
     again = moments(tiny_model, tiny_data, rows, store.member_view, part)  # type: ignore[arg-type]
     assert torch.equal(found.state, again.state)
+
+
+def test_no_page_was_asked_for_while_one_title_was_watched(tiny_data: Dataset) -> None:
+    """Member 1: play, pause, complete of a title; another; the next day it again. Member 2: the same title first."""
+    hour, index = 3600, tiny_data.title_indices()
+    a, b = (int(np.flatnonzero(index == i)[0]) for i in (0, 1))
+    ids = tiny_data.events.ids[[a, a, a, b, b, b]]
+    time = np.array([0, 1 * hour, 3 * hour, 4 * hour, 28 * hour, 0], np.int64)
+    small = replace(tiny_data, events=Encoded(ids, time, np.array([0, 0, 5, 6])))
+    assert choices(small).tolist() == [True, False, False, True, True, True]
 
 
 def naive_metrics(scores: list[float], relevant: list[bool], shown: list[bool]) -> tuple[float, float, float] | None:
@@ -146,7 +162,8 @@ def test_the_ranker_learns_what_no_fixed_order_can() -> None:
     ids, features = torch.tensor([10, 20, 30]), torch.randn(3, 4 + ROW_STATISTICS)
     epochs: list[int] = []
     ranker = train_row_ranker(train, test, ids, features, epochs=15, on_epoch=lambda done, total: epochs.append(done))
-    table = evaluate_rows(ranker, train, test, ids, features, torch.tensor([3.0, 2.0, 1.0]))
+    logits = {"row_ranker": row_scores(ranker, test, ids, features)}
+    table = evaluate_rows(logits, train, test, features, torch.tensor([3.0, 2.0, 1.0]))
     assert epochs == list(range(1, 16))
     assert table["row_ranker"]["row_auc"] > 0.95
     assert {n for n, m in table.items() if m["row_auc"] < 0.8} == {"by_popularity", "by_size", "by_training_relevance"}
@@ -160,7 +177,8 @@ def test_scores_are_probabilities_of_moments_the_model_was_not_trained_on() -> N
     for made in (later, test):
         made.relevant[torch.rand(made.relevant.shape) >= 0.3] = False
     ranker = train_row_ranker(train, later, ids, features, epochs=15)
-    found = evaluate_rows(ranker, train, test, ids, features, torch.tensor([3.0, 2.0, 1.0]))["row_ranker"]
+    logits = {"row_ranker": row_scores(ranker, test, ids, features)}
+    found = evaluate_rows(logits, train, test, features, torch.tensor([3.0, 2.0, 1.0]))["row_ranker"]
     assert found["happened"] == pytest.approx(float(test.relevant.float().mean()))
     assert found["predicted"] == pytest.approx(found["happened"], abs=0.02)
 
@@ -179,12 +197,13 @@ def test_calibration_leaves_the_order_and_needs_something_that_happened() -> Non
 def test_held_out_events_do_not_make_the_rows_that_the_ranker_learns_from(
     tiny_model: FoundationModel, tiny_data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stores: list[Store] = []
-    real = export._train_rows
-    monkeypatch.setattr(export, "_train_rows", lambda store, *rest: stores.append(store) or real(store, *rest))
+    given: list[dict[str, torch.Tensor]] = []
+    real = export.train_rows
+    monkeypatch.setattr(export, "train_rows", lambda *a: given.append(a[3]) or real(*a))
     served = load_bundle(export.export_bundle(tiny_model, tiny_data, tmp_path, {})).candidates["popularity"].numpy()
     index = tiny_data.title_indices()
-    for found, events in ((stores[0].popularity, training_events(tiny_data)), (served, np.ones(len(index), bool))):
+    known = given[0]["popularity"].numpy()
+    for found, events in ((known, training_events(tiny_data)), (served, np.ones(len(index), bool))):
         member = np.repeat(np.arange(len(tiny_data)), np.diff(tiny_data.events.offsets))[events]
         assert found.sum() == len(set(zip(member.tolist(), index[events].tolist(), strict=True)))
 
