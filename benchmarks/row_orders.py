@@ -30,9 +30,8 @@ def worths(store: Store, ranked: Ranked) -> dict[str, RowWorth]:
     chance, eligible, own = ranked.worth.chance, ranked.eligible, ranked.worth
     count = eligible.sum(1)
     order = ordered_places(store.rows.specs, eligible, store.bundle.titles.ids[ranked.titles])
-    free = np.append(np.ones(len(chance), bool), False)
     most = np.full(len(eligible), FIRST_TITLES)
-    mass = first_mass(order, free, most, np.append(chance, 0.0), 0)
+    mass = first_mass(order, most, np.append(chance, 0.0))
     scores = np.append(ranked.scores.astype(float), np.nan)[order]
     with np.errstate(all="ignore"):
         fixed = {

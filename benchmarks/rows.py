@@ -71,10 +71,9 @@ def row_aucs(store: Store, ranked: Sequence[Ranked], chance: np.ndarray) -> dict
     held, shown = [], []
     for one, wanted in zip(ranked, chance, strict=True):
         order = ordered_places(specs, one.eligible, store.bundle.titles.ids[one.titles])
-        free = np.append(np.ones(len(one.titles), bool), False)
         own, true = np.append(one.worth.chance, 0.0), np.append(wanted[one.titles], 0.0)
-        mass = log_mass(first_mass(order, free, most, own, 0))
-        held.append(first_mass(order, free, most, true, 0))
+        mass = log_mass(first_mass(order, most, own))
+        held.append(first_mass(order, most, true))
         shown.append(one.eligible.sum(1) >= [s.min_titles for s in specs])
         for name, worth in worths(store, one).items():
             scores[name].append(worth.base + worth.slope * mass)
@@ -125,7 +124,7 @@ def world_piece(seed: int, config: WorldConfig = CONFIG, epochs: int = EPOCHS) -
     known = rows_to_json(world_rows(GENRES), LIKED_ACTIONS)
     lists = candidate_lists(data, training_events(data))
     served_lists = candidate_lists(data, np.ones(len(data.events.ids), bool))
-    visits = visits_after(world, data)
+    visits = visits_after(world, data.member_ids)
     chance = np.concatenate([chosen_freely(world, visits.take(piece)) for piece in chunks(len(visits))])
     found: Piece = {"member": visits.member}
     configured = model.config.state_layer
@@ -277,7 +276,7 @@ def _section(kind: str, of: dict[str, Any]) -> list[str]:
     side = "above" if unbound["share"] < 0 else "below"
     text = (
         f"The row ranker is ahead of rows by {rule}, the best of the four rules, by {ahead['share']:.1%} in NDCG2D "
-        f"({ahead['mean']:.4f}, from {ahead['from']:.4f} to {ahead['to']:.4f}). The best titles by score, without rows, "
+        f"({ahead['mean']:.4f}, {ahead['from']:.4f} to {ahead['to']:.4f}). The best titles by score, without rows, "
         f"are {abs(unbound['share']):.1%} {side} it: an order of rows alone can hardly give more."
     )
     if world:

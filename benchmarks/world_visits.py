@@ -14,7 +14,6 @@ import numpy as np
 from ..serving.homepage import HomepageEngine, Ranked
 from ..serving.requests import PageRequest, Prepared
 from ..serving.rows import RowSpec
-from ..training.data import Dataset
 from ..training.world import World
 from ..training.world_choice import every_mood, look, mood_chances
 from ..training.world_population import DAY, DEVICES, LOCALES, Visits
@@ -36,10 +35,10 @@ def world_rows(genres: Sequence[str]) -> list[RowSpec]:
     return [*rows, *(RowSpec(100 + i, genre, f"{genre!r} in genres") for i, genre in enumerate(genres))]
 
 
-def visits_after(world: World, data: Dataset) -> Visits:
-    """The visits of the log's last day a day later: by who comes, when and on what, as real as those; and nothing that
-    the model was trained on is later than they are."""
-    own = np.isin(world.visits.member, data.member_ids)
+def visits_after(world: World, member_ids: np.ndarray) -> Visits:
+    """The visits of some members on the log's last day, a day later: by who comes, when and on what, as real as those;
+    and nothing that a model of the whole log was trained on is later than they are."""
+    own = np.isin(world.visits.member, member_ids)
     visits = world.visits.take(np.flatnonzero((world.visits.time >= world.end - DAY) & own))
     return replace(visits, time=visits.time + DAY)
 

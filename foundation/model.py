@@ -23,8 +23,9 @@ from .transformer import Transformer
 class ModelConfig:
     """d_model M; the vector width D is the width of the schema's id field.
 
-    max_events: newest events read. state_layer: the block whose output ranks the rows, 0 for its input. request_dropout:
-    probability that a training history is read without its request-time fields, so that their absence works.
+    max_events: newest events read. state_layer: the block whose output ranks the rows, 0 for its input.
+    request_dropout: probability that a training history is read without its request-time fields, so that their absence
+    works.
     """
 
     d_model: int = 128

@@ -8,6 +8,7 @@ Shape letters: R rows, C titles per row, K candidates, L longest row.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from .rows import RowSpec
 
 FIRST_TITLES = 8  # a row's score is about so many of its titles, or as many as the page shows
-_FLOOR = 1e-6  # of a chance whose logarithm is taken
+FLOOR = 1e-6  # of a chance whose logarithm is taken
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Placed:
 
 def log_mass(mass: np.ndarray) -> np.ndarray:
     """Logarithm of summed chances, finite where a row has no title."""
-    return np.log(mass + _FLOOR)
+    return np.log(mass + FLOOR)
 
 
 def assemble(
@@ -59,42 +60,59 @@ def assemble(
     than min_titles (or `columns`, if that is less) is left out.
     """
     order = ordered_places(specs, eligible, titles)
+    most, least = (
+        [min(columns, n) for n in each] for each in ([s.max_titles for s in specs], [s.min_titles for s in specs])
+    )
+    free, chance = np.append(np.ones(len(titles), bool), False), np.append(worth.chance, 0.0)  # the last: no title
     by_id = np.argsort(np.array([s.row_id for s in specs], np.int64))
-    most, least = np.array([[min(columns, s.max_titles), min(columns, s.min_titles)] for s in specs]).reshape(-1, 2).T
+    floats = np.array([s.pin is None for s in specs], bool)
     pinned = [i for _, _, i in sorted((s.pin, s.row_id, i) for i, s in enumerate(specs) if s.pin is not None)]
-    floating = np.array([s.pin is None for s in specs], bool)
-    size, left = eligible.sum(1), np.ones(len(specs), bool)
-    free, taken = np.append(np.ones(len(titles), bool), False), 0  # the last is past the end of a row
-    chance = np.append(worth.chance, 0.0)
-    score = worth.base + worth.slope * log_mass(first_mass(order, free, most, chance, 0))
+    # Scores only fall as titles are taken: those of fuller pages are bounds (lazy greedy, Minoux 1978).
+    bound = worth.base + worth.slope * log_mass(first_mass(order, np.array(most), chance))
+    bound = np.where(floats, bound, -np.inf)[by_id]
+
+    def now(row: int) -> Placed | None:
+        """The row as it would stand next; None if it is too short."""
+        near = order[row, : columns + taken]  # so many hold `columns` free ones, if the row has them
+        places = near[free[near]][: most[row]]
+        if len(places) < least[row]:
+            return None
+        mass = float(chance[places[:FIRST_TITLES]].sum())
+        return Placed(row, base[row] + worth.slope * math.log(mass + FLOOR), places)
+
+    def best() -> Placed | None:
+        """The floating row of the highest score; its bound is then that score."""
+        looked: dict[int, Placed | None] = {}
+        while len(bound) and bound[at := int(bound.argmax())] > -np.inf:
+            if at in looked:
+                return looked[at]
+            looked[at] = found = now(int(by_id[at]))
+            bound[at] = -np.inf if found is None else found.score
+        return None
+
+    base, taken = worth.base.tolist(), 0
     page: list[Placed] = []
     while len(page) < rows:
-        left &= size >= least  # rows only get shorter
-        waiting = [i for i in pinned if left[i]]
-        choice = left & floating
-        if waiting and (not choice.any() or (specs[waiting[0]].pin or 0) <= len(page)):
-            row = waiting[0]
-        elif choice.any():
-            row = int(by_id[np.where(choice, score, -np.inf)[by_id].argmax()])
-        else:
+        held = [found for i in pinned if (found := now(i))][:1]
+        placed = held[0] if held and (specs[held[0].row].pin or 0) <= len(page) else best()
+        placed = placed or (held[0] if held else None)
+        if placed is None:
             break
-        places = order[row, free[order[row]]][: most[row]]
-        page.append(Placed(row, float(score[row]), places))
-        free[places], left[row] = False, False
-        taken += len(places)
-        lost = eligible[:, places].sum(1)
-        size = size - lost
-        changed = np.flatnonzero((lost > 0) & left)
-        mass = first_mass(order[changed], free, most[changed], chance, taken)
-        score[changed] = worth.base[changed] + worth.slope * log_mass(mass)
+        if floats[placed.row]:
+            bound[by_id == placed.row] = -np.inf
+        else:
+            pinned.remove(placed.row)
+        free[placed.places] = False
+        taken += len(placed.places)
+        page.append(placed)
     return page
 
 
 def ordered_places(specs: tuple[RowSpec, ...], eligible: np.ndarray, titles: np.ndarray) -> np.ndarray:
     """Places int64 [R, L] of each row's eligible candidates [R, K] in the row's order, K past the end: the titles it
     names first, then best first."""
-    row, place = np.nonzero(eligible)
-    size = eligible.sum(1)
+    row, place = np.divmod(np.flatnonzero(np.ascontiguousarray(eligible)), max(1, len(titles)))
+    size = np.bincount(row, minlength=len(specs))
     order = np.full((len(specs), int(size.max(initial=0))), len(titles))
     order[row, np.arange(len(row)) - (np.cumsum(size) - size)[row]] = place
     for i, spec in enumerate(specs):
@@ -105,13 +123,10 @@ def ordered_places(specs: tuple[RowSpec, ...], eligible: np.ndarray, titles: np.
     return order
 
 
-def first_mass(order: np.ndarray, free: np.ndarray, most: np.ndarray, chance: np.ndarray, taken: int) -> np.ndarray:
-    """Summed chance [R] of each row's first FIRST_TITLES free titles, or first `most` [R] if that is less.
+def first_mass(order: np.ndarray, most: np.ndarray, chance: np.ndarray) -> np.ndarray:
+    """Summed chance [R] of each row's first FIRST_TITLES titles, or first `most` [R] if that is less.
 
-    order [R, L] from `ordered_places`; free bool and chance [K+1], the last for no title; taken: how many of
-    the K are not free.
+    order [R, L] from `ordered_places`; chance [K+1], 0 at the end, which is no title.
     """
-    near = order[:, : FIRST_TITLES + taken]  # so many hold the first free ones
-    there = free[near]
-    there &= there.cumsum(1, dtype=np.int32) <= np.minimum(most, FIRST_TITLES)[:, None]
-    return (chance[near] * there).sum(1)
+    near = order[:, :FIRST_TITLES]
+    return np.einsum("rl,rl->r", chance[near], np.arange(near.shape[1]) < most[:, None])

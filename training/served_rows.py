@@ -101,9 +101,8 @@ def row_values(engine: HomepageEngine, ranked: Ranked, target: int) -> tuple[np.
     among them, and whether it has enough to be shown."""
     specs = engine.store.rows.specs
     order = ordered_places(specs, ranked.eligible, engine.store.bundle.titles.ids[ranked.titles])
-    free = np.append(np.ones(len(ranked.titles), bool), False)
     most = np.array([s.max_titles for s in specs])
-    mass = first_mass(order, free, most, np.append(ranked.worth.chance, 0.0), 0)
+    mass = first_mass(order, most, np.append(ranked.worth.chance, 0.0))
     first = order[:, :FIRST_TITLES]
     hit = np.append(ranked.titles, -1)[first] == target
     hit &= np.arange(first.shape[1]) < most[:, None]

@@ -76,7 +76,7 @@ def test_no_title_twice_no_row_twice_nothing_ineligible_never_more_than_asked(ca
 def test_rows_stand_by_score_and_ties_by_the_smaller_id(case: Case) -> None:
     unpinned = [placed for placed in case.page() if case.specs[placed.row].pin is None]
     scores = [placed.score for placed in unpinned]
-    assert scores == sorted(scores, reverse=True)
+    assert (np.diff(scores) <= 1e-9).all()
     if not case.worth.slope:
         keys = [(-case.worth.base[placed.row], case.specs[placed.row].row_id) for placed in unpinned]
         assert keys == sorted(keys)
