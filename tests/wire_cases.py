@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from frontrow.foundation.bundle import Bundle
 from frontrow.foundation.schema import FIRST, WIRE
+from frontrow.serving.page import FIRST_TITLES
 from frontrow.serving.requests import PageRequest
+from frontrow.serving.store import Store
 
 NUMPY = {"INT64": np.int64, "INT32": np.int32, "FP32": np.float32, "UINT8": np.uint8, "BYTES": np.object_}
 FUTURE = 4_000_000_000
@@ -145,3 +147,12 @@ BAD_REQUESTS = (
     Bad("context time in the future", f"context: 'timestamp' is {FUTURE}", context=b'{"timestamp": %d}' % FUTURE),
     Bad("context time negative", "context: 'timestamp' is -1", context=b'{"timestamp": -1}'),
 )  # fmt: skip
+
+
+def first_row_score(store: Store, alone: float, row: np.ndarray, candidates: np.ndarray) -> float:
+    """The score of a page's first row, by hand: the row's score by the state `alone`, blended with the chance of its
+    first titles, of scores `row` [C], among all `candidates`, of scores [K]."""
+    shift, stretch, slope = store.row_ranker.blend.tolist()
+    chance = np.exp(row[:FIRST_TITLES]).sum() / np.exp(candidates).sum()
+    logit = shift + stretch * np.log(alone / (1 - alone)) + slope * np.log(chance + 1e-6)
+    return float(1 / (1 + np.exp(-logit)))
