@@ -246,7 +246,9 @@ def markdown(found: dict[str, Any]) -> str:
     """The section of quality.md."""
     parts = [
         "Every order of rows has the same rows and the same titles, each title once per page; only what stands above "
-        "what differs. NDCG2D and Recall count the one title that is wanted. Intervals are paired, 95 %, over members.",
+        "what differs. NDCG2D and Recall count the one title that is wanted. Rules: the mean popularity of a row's "
+        "titles, how many they are, their mean and their best score. State alone and titles alone: parts of the row "
+        "ranker; rows by themselves: it, without regard to what rows above show. Intervals: 95 %, paired, by member.",
     ]
     for kind in ("movielens", "world"):
         if kind in found:
@@ -272,12 +274,17 @@ def _section(kind: str, of: dict[str, Any]) -> list[str]:
         values = [m["ndcg2d"], m["recall"], *([m["value"]] if world else []), m.get("row_auc")]
         lines.append(f"| {order} | {' | '.join('' if v is None else f'{v:.3f}' for v in values)} |")
     rule = of["best_rule"]["ndcg2d"]
-    ahead, unbound = of["ahead"][rule]["ndcg2d"], of["ahead"][UNBOUND]["ndcg2d"]
-    side = "above" if unbound["share"] < 0 else "below"
+    ahead, own = of["ahead"][rule]["ndcg2d"], of["orders"]["row ranker"]["ndcg2d"]
     text = (
         f"The row ranker is ahead of rows by {rule}, the best of the four rules, by {ahead['share']:.1%} in NDCG2D "
-        f"({ahead['mean']:.4f}, {ahead['from']:.4f} to {ahead['to']:.4f}). The best titles by score, without rows, "
-        f"are {abs(unbound['share']):.1%} {side} it: an order of rows alone can hardly give more."
+        f"({ahead['mean']:.4f}, {ahead['from']:.4f} to {ahead['to']:.4f}). The best titles by score, placed without "
+        f"regard to rows, have {of['orders'][UNBOUND]['ndcg2d'] / own - 1:+.1%} against it: what an order of rows "
+        f"could still gain with these scores. Recall@m-by-4, row ranker and rows by {rule}: "
+        + ", ".join(
+            f"m = {m} {of['recall_by_rows']['row ranker'][m - 1]:.3f} and {of['recall_by_rows'][rule][m - 1]:.3f}"
+            for m in (1, 2, 3, 5, rows)
+        )
+        + "."
     )
     if world:
         rule = of["best_rule"]["value"]
