@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class Title:
-    """A title on a page. score: of the title for this member. source: how it was found, one of SOURCES."""
+    """A title on a page. score: of the title for this member, comparable within a page. source: how it was found, of
+    SOURCES. probability: that the next title new to the member is this one, which means the same on every homepage;
+    None for a title that the member has seen, on other surfaces, and where the server is too old to say."""
 
     title_id: int
     name: str
     score: float
     source: str
+    probability: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The title as plain values for JSON."""
-        return {"title_id": self.title_id, "name": self.name, "score": self.score, "source": self.source}
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,7 @@ class Homepage:
 
     member_id: None if anonymous. bundle_version: of the bundle that ranked it. fallback: None, or why the
     page is not personal (or is empty: "nothing_left"). info: all that the server says of it: `counts` of odd events,
-    `unknown` names of the first unknown values and keys, `pinned` row ids, `stages_ms`.
+    `unknown` names of the first unknown values and keys, `pinned` row ids, `title_log_normaliser`, `stages_ms`.
     """
 
     member_id: int | None

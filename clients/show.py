@@ -16,7 +16,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from .results import Homepage, Results
+    from .results import Homepage, Results, Title
 
 console = Console()
 errors = Console(stderr=True)
@@ -53,10 +53,10 @@ def homepage(console: Console, page: Homepage) -> None:
         for start in range(0, len(row.titles), columns):
             shown = row.titles[start : start + columns]
             grid.add_row(*(Text(t.name) for t in shown))
-            grid.add_row(*(Text(f"{t.score:.2f} {t.source}", style="dim") for t in shown))
+            grid.add_row(*(Text(f"{_chance(t)} {t.source}", style="dim") for t in shown))
         head = Text.assemble((f"{number:2}. {row.label}", "bold cyan"), (f"  {row.score:.3f}", "dim"))
         console.print(Group(head, grid), "")
-    console.print("Row score: probability that the next title is among the row's first. Title score: dot product.",
+    console.print("Row: probability that the next title is among its first. Title: that the next new one is this.",
                   style="dim")  # fmt: skip
 
 
@@ -76,6 +76,13 @@ def _head(console: Console, what: str, page: Homepage | Results) -> None:
     console.print(f"{what} {who} (bundle {page.bundle_version}){fallback}", style="bold", highlight=False, markup=False)
     if found := _notes(page.info):
         console.print("; ".join(found), style="dim", highlight=False)
+
+
+def _chance(title: Title) -> str:
+    """Its probability; its score where it has none."""
+    if title.probability is None:
+        return f"{title.score:.2f}"
+    return f"{title.probability:.1%}" if title.probability >= 0.001 else "<0.1%"
 
 
 def _notes(info: Mapping[str, Any]) -> list[str]:

@@ -115,7 +115,7 @@ def read_info(model: str, outputs: Tensors, schema: Schema | None, *keys: str) -
 
 def read_homepage(member_id: int | None, outputs: Tensors, info: dict[str, Any], catalogue: Catalogue) -> Homepage:
     """The page of the outputs of `homepage`; a row ends at its first title id below 0."""
-    pinned = info.get("pinned", ())
+    pinned, level = info.get("pinned", ()), info.get("title_log_normaliser")
     about = {int(row_id): title_id for row_id, title_id in info.get("row_titles", {}).items()}
     columns = ("row_ids", "row_scores", "title_ids", "title_scores", "sources")
     rows = tuple(
@@ -123,7 +123,7 @@ def read_homepage(member_id: int | None, outputs: Tensors, info: dict[str, Any],
             row_id,
             catalogue.label(row_id, about.get(row_id)),
             row_score,
-            _titles(ids, scores, sources, catalogue),
+            _titles(ids, scores, sources, catalogue, level),
             row_id in pinned,
         )
         for row_id, row_score, ids, scores, sources in zip(
@@ -142,12 +142,19 @@ def read_results(member_id: int | None, outputs: Tensors, info: dict[str, Any], 
     return Results(member_id, page.bundle_version, info["surface"], row.label, page.fallback, row.titles, info)
 
 
-def _titles(ids: list[int], scores: list[float], sources: list[int], catalogue: Catalogue) -> tuple[Title, ...]:
+def _titles(
+    ids: list[int], scores: list[float], sources: list[int], catalogue: Catalogue, level: float | None
+) -> tuple[Title, ...]:
+    """level: the log normaliser of the scores, if they have one."""
     return tuple(
-        Title(title_id, catalogue.name(title_id), score, source_name(source))
+        Title(title_id, catalogue.name(title_id), score, source_name(source), _probability(score, source, level))
         for title_id, score, source in zip(ids, scores, sources, strict=True)
         if title_id >= 0
     )
+
+
+def _probability(score: float, source: int, level: float | None) -> float | None:
+    return None if level is None or source_name(source) == "history" else math.exp(min(0.0, score - level))
 
 
 def source_name(code: int) -> str:

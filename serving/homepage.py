@@ -49,13 +49,15 @@ class Page:
 @dataclass(frozen=True)
 class Ranked:
     """A member's candidates, best first: titles int64 [K] (indices), scores float32 [K], sources uint8 [K]; eligible
-    bool [R, K], which may stand in which row; worth: what rows of them are worth."""
+    bool [R, K], which may stand in which row; worth: what rows of them are worth; level: the log normaliser of the
+    scores (probability.py)."""
 
     titles: np.ndarray
     scores: np.ndarray
     sources: np.ndarray
     eligible: np.ndarray
     worth: RowWorth
+    level: float
 
 
 class HomepageEngine:
@@ -105,6 +107,8 @@ class HomepageEngine:
         best = self.rank(requests, prepared, vectors, states, clock)
         pages = [self._page(*one) for one in zip(requests, prepared, best, strict=True)]
         clock.lap("assemble")
+        for page, of in zip(pages, best, strict=True):
+            page.info["title_log_normaliser"] = of.level if np.isfinite(of.level) else None
         return pages
 
     def _one_row_pages(
@@ -138,6 +142,7 @@ class HomepageEngine:
             titles, sources = _with_more(titles, sources, [np.flatnonzero(p.seen) for p in prepared], "history")
         clock.lap("retrieve")
         order, scores = self.score(vectors, titles, titles.shape[1])
+        levels = store.normaliser(vectors, [p.seen for p in prepared], order, scores).tolist()
         chances = torch.from_numpy(scores).softmax(1).numpy()  # of no candidate where there is none: score −inf
         shift, stretch, slope = store.row_ranker.blend.tolist()
         bases = shift + stretch * self.row_logits(states)
@@ -149,7 +154,7 @@ class HomepageEngine:
             source_of = np.zeros(store.title_count, np.uint8)
             source_of[titles[b][titles[b] >= 0]] = sources[b][titles[b] >= 0]
             eligible = self._eligible(request, p, best)
-            found.append(Ranked(best, scores[b][there], source_of[best], eligible, worth))
+            found.append(Ranked(best, scores[b][there], source_of[best], eligible, worth, levels[b]))
         return found
 
     def _eligible(self, request: PageRequest, p: Prepared, titles: np.ndarray) -> np.ndarray:

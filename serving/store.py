@@ -18,6 +18,7 @@ from ..foundation.events import Encoded
 from ..foundation.row_ranker import RowRanker
 from ..foundation.schema import FIRST
 from ..kernels.catalogue_search import catalogue_search
+from .probability import Normaliser
 from .rows import MemberView, RowCatalogue, RowError, TitleColumns
 from .search import TitleSearch
 
@@ -35,6 +36,7 @@ class Store:
         self.model = bundle.build_model().to(self.device)
         self.model.events.fold()
         self.vectors = bundle.vectors.to(self.device)
+        self.normaliser = Normaliser(self.vectors)
         self.title_count = len(bundle.titles)
         self.popularity = bundle.candidates["popularity"].numpy()
         self.item_item = bundle.candidates["item_item"].numpy()

@@ -26,6 +26,7 @@ class FakeServer:
     chunk: int = 2
     fallback: str | None = None
     page_version: int | None = None
+    level: float | None = 4.0
     delay_s: float = 0.0
     calls: list[tuple[str, str, dict[str, np.ndarray], float]] = field(default_factory=list)
     closed: bool = False
@@ -61,7 +62,8 @@ class FakeServer:
 
     def _homepage(self) -> dict[str, np.ndarray]:
         counts = {"unknown_values": 0, "out_of_order": 0, "truncated": 0}
-        more = {"row_titles": {"3": 8}, "pinned": [1], "counts": counts, "stages_ms": {"rank": 1.5}}
+        more = {"row_titles": {"3": 8}, "pinned": [1], "counts": counts, "stages_ms": {"rank": 1.5},
+                "title_log_normaliser": self.level}  # fmt: skip
         version = self.page_version or max(self.bundles)
         return {
             "row_ids": np.array([[3, 1]], np.int64),

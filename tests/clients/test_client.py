@@ -145,8 +145,14 @@ def test_the_page_as_json():
                 "score": 0.5,
                 "pinned": False,
                 "titles": [
-                    {"title_id": 7, "name": "Amélie", "score": 2.0, "source": "embedding"},
-                    {"title_id": 9, "name": "Up", "score": 1.5, "source": "popular"},
+                    {
+                        "title_id": 7,
+                        "name": "Amélie",
+                        "score": 2.0,
+                        "source": "embedding",
+                        "probability": math.exp(-2.0),
+                    },
+                    {"title_id": 9, "name": "Up", "score": 1.5, "source": "popular", "probability": math.exp(-2.5)},
                 ],
             },
             {
@@ -154,7 +160,7 @@ def test_the_page_as_json():
                 "label": "Popular",
                 "score": 0.25,
                 "pinned": True,
-                "titles": [{"title_id": 8, "name": "Heat", "score": 1.0, "source": "history"}],
+                "titles": [{"title_id": 8, "name": "Heat", "score": 1.0, "source": "history", "probability": None}],
             },
         ],
     }
@@ -162,6 +168,11 @@ def test_the_page_as_json():
     assert json.loads(json.dumps(page.to_dict())) == expected
     assert page.info["stages_ms"] == {"rank": 1.5}
     assert hash(page) == hash(page)
+
+
+def test_a_server_that_gives_no_normaliser_gives_no_probabilities():
+    page = HomepageClient(transport=FakeServer(level=None)).homepage(42)
+    assert {title.probability for row in page.rows for title in row.titles} == {None}
 
 
 def test_an_anonymous_page_has_no_member():

@@ -41,6 +41,15 @@ def test_what_the_server_counted_is_said_in_words(info: dict[str, Any], said: st
     assert said in console.file.getvalue().splitlines()  # type: ignore[attr-defined]
 
 
+def test_titles_show_their_probability_and_a_score_only_without_one() -> None:
+    for level, shown in ((4.0, ("13.5% embedding", "8.2% popular", "1.00 history")), (None, ("2.00 embedding",)),
+                         (40.0, ("<0.1% embedding",))):  # fmt: skip
+        console = Console(file=io.StringIO(), width=100)
+        show.homepage(console, client.HomepageClient(transport=FakeServer(level=level)).homepage(1))
+        text: str = console.file.getvalue()  # type: ignore[attr-defined]
+        assert all(words in text for words in shown)
+
+
 LOSSES = {"entity_id": 7.591, "action_type": 1.654, "genres": 11.214, "duration": 0.0}
 
 
