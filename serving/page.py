@@ -9,10 +9,11 @@ Shape letters: R rows, C titles per row, K candidates, L longest row.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from .diversity import Fill
 from .rows import RowSpec
 
 FIRST_TITLES = 8  # a row's score is about so many of its titles, or as many as the page shows
@@ -52,12 +53,14 @@ def assemble(
     titles: np.ndarray,
     rows: int,
     columns: int,
+    fill: Fill | None = None,
 ) -> list[Placed]:
     """Choose and fill at most `rows` rows of at most `columns` titles.
 
     eligible: bool [R, K], which candidate may stand in which row. titles: title ids int64 [K], candidates best first.
     Pinned rows stand at their place if they are filled; ties between rows go to the smaller row id. A row with fewer
-    than min_titles (or `columns`, if that is less) is left out.
+    than min_titles (or `columns`, if that is less) is left out. fill: which of a row's titles are shown, in which order,
+    once the row is chosen for its best ones; None: these.
     """
     order = ordered_places(specs, eligible, titles)
     most, least = (
@@ -98,6 +101,10 @@ def assemble(
         placed = placed or (held[0] if held else None)
         if placed is None:
             break
+        if fill is not None:
+            left = order[placed.row][free[order[placed.row]]]
+            lead = int(np.isin(titles[left], specs[placed.row].first).sum())
+            placed = replace(placed, places=fill(left, lead, len(placed.places)))
         if floats[placed.row]:
             bound[by_id == placed.row] = -np.inf
         else:

@@ -276,14 +276,18 @@ def _kind(value: np.ndarray) -> str:
 class RowCatalogue:
     """The rows of a bundle with their parsed expressions, in the order of rows.json.
 
-    liked_actions: action types that make a title liked; an event without an action type counts as liked. Raises
-    RowError naming the row and what is wrong with it.
+    liked_actions: action types that make a title liked; an event without an action type counts as liked. diversity:
+    from 0, a row's best titles by score, to 1, the most varied (diversity.py). Raises RowError naming the row and what
+    is wrong with it.
     """
 
     def __init__(self, data: Any, columns: TitleColumns) -> None:
-        if not isinstance(data, Mapping) or set(data) != {"liked_actions", "rows"}:
+        if not isinstance(data, Mapping) or set(data) - {"diversity"} != {"liked_actions", "rows"}:
             raise RowError(f'{reprlib.repr(data)} is no row catalogue; give {{"liked_actions": […], "rows": […]}}')
-        liked, rows = data["liked_actions"], data["rows"]
+        liked, rows, diversity = data["liked_actions"], data["rows"], data.get("diversity", 0.0)
+        if isinstance(diversity, bool) or not isinstance(diversity, int | float) or not 0 <= diversity <= 1:
+            raise RowError(f"diversity is {reprlib.repr(diversity)}; give a number from 0, by score, to 1, most varied")
+        self.diversity = float(diversity)
         if not isinstance(liked, list | tuple) or not all(isinstance(action, str) for action in liked):
             raise RowError(f'liked_actions is {reprlib.repr(liked)}; give a list of action types, such as ["play"]')
         if not isinstance(rows, list | tuple) or not rows:
@@ -346,4 +350,4 @@ def read_rows(path: Path, titles: Titles) -> Any:
 
 def rows_to_json(specs: Sequence[RowSpec], liked_actions: Sequence[str]) -> dict[str, Any]:
     """The content of rows.json."""
-    return {"liked_actions": list(liked_actions), "rows": [asdict(s) for s in specs]}
+    return {"liked_actions": list(liked_actions), "diversity": 0.0, "rows": [asdict(s) for s in specs]}

@@ -18,6 +18,7 @@ from ..foundation.events import Encoded
 from ..foundation.row_ranker import RowRanker
 from ..foundation.schema import FIRST
 from ..kernels.catalogue_search import catalogue_search
+from .diversity import unit_vectors
 from .probability import Normaliser
 from .rows import MemberView, RowCatalogue, RowError, TitleColumns
 from .search import TitleSearch
@@ -89,6 +90,11 @@ class Store:
             found, _ = catalogue_search(torch.from_numpy(vectors).to(self.device), self.vectors, k)
             return found.cpu().numpy()
         return self.index.search(vectors, k)[1]
+
+    @cached_property
+    def unit_vectors(self) -> np.ndarray:
+        """float32 [N, D]: the title vectors, of length 1."""
+        return unit_vectors(self.bundle.vectors.numpy())
 
     @cached_property
     def popular(self) -> np.ndarray:

@@ -254,6 +254,9 @@ def test_a_row_id_is_used_once() -> None:
         ({"liked_actions": [], "rows": None}, "rows is None"),
         ({"liked_actions": "play", "rows": [7]}, "liked_actions is 'play'; give a list"),
         ({"liked_actions": [5], "rows": [7]}, r"liked_actions is \[5\]; give a list"),
+        ({"liked_actions": [], "rows": [7], "diversity": 1.5}, "diversity is 1.5; give a number from 0"),
+        ({"liked_actions": [], "rows": [7], "diversity": True}, "diversity is True; give a number"),
+        ({"liked_actions": [], "rows": [7], "diversity": float("nan")}, "diversity is nan; give a number"),
     ],
 )
 def test_what_is_no_row_catalogue_is_refused(data: Any, words: str) -> None:
