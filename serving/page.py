@@ -59,8 +59,8 @@ def assemble(
 
     eligible: bool [R, K], which candidate may stand in which row. titles: title ids int64 [K], candidates best first.
     Pinned rows stand at their place if they are filled; ties between rows go to the smaller row id. A row with fewer
-    than min_titles (or `columns`, if that is less) is left out. fill: which of a row's titles are shown, in which order,
-    once the row is chosen for its best ones; None: these.
+    than min_titles (or `columns`, if that is less) is left out. fill: which of its titles a row shows, in which order,
+    once it is chosen for its best ones; None: these.
     """
     order = ordered_places(specs, eligible, titles)
     most, least = (
