@@ -30,7 +30,7 @@ from ..foundation.events import Encoded
 from ..foundation.model import FoundationModel
 from ..foundation.schema import FIRST
 from ..serving import probability
-from ..serving.diversity import POOL, by_score, unit_vectors, varied
+from ..serving.diversity import POOL, unit_vectors, varied
 from ..serving.homepage import CANDIDATES, HomepageEngine, Page
 from ..serving.probability import Normaliser
 from ..serving.requests import PageRequest
@@ -41,7 +41,7 @@ from ..training.beyond_accuracy import dissimilarities, of_lists, of_pages, prim
 from ..training.calibration import before_and_after, head_claims, heads_report, row_claims
 from ..training.data import Dataset
 from ..training.evaluate import CUTOFF, chunks, model_scorer, score_unseen
-from ..training.export import export_bundle, title_lists
+from ..training.export import candidate_lists, export_bundle
 from ..training.runs import load_run
 from ..training.world import World
 from ..training.world_population import DEVICES, LOCALES
@@ -66,7 +66,7 @@ def reliability(model: FoundationModel, data: Dataset, served: HomepageEngine) -
     """`before_and_after` by head, rows among them. The rows that are asked about are made of training events alone."""
     found = heads_report(head_claims(model, data, "validation"), head_claims(model, data, "test"))
     bundle = served.store.bundle
-    lists = dict(bundle.candidates) | title_lists(data, training_events(data))
+    lists = candidate_lists(data, training_events(data))
     engine = HomepageEngine(Store(replace(bundle, candidates=lists)))
     rows = before_and_after(row_claims(engine, data, "validation"), row_claims(engine, data, "test"))
     return found | ({"rows": rows} if rows else {})
@@ -119,9 +119,10 @@ def lists_trade_off(model: FoundationModel, data: Dataset) -> list[dict[str, Any
     pools, scores, target = np.concatenate(best), np.concatenate(own), np.concatenate(targets)
     primitive, at_0, found = primitive_lists(data, "test"), np.empty(0), []
     for dial in DIALS:
-        fills = (varied(s, units[p], dial) if dial else by_score for s, p in zip(scores, pools, strict=True))
-        every = np.arange(pools.shape[1])
-        lists = np.stack([p[fill(every, 0, CUTOFF)] for fill, p in zip(fills, pools, strict=True)])
+        every, lists = np.arange(pools.shape[1]), pools[:, :CUTOFF]
+        if dial:
+            each = zip(scores, pools, strict=True)
+            lists = np.stack([p[varied(s, units[p], dial)(every, 0, CUTOFF)] for s, p in each])
         hit = lists == target[:, None]
         gain = (hit / np.log2(np.arange(CUTOFF) + 2.0)).sum(1)
         at_0 = at_0 if at_0.size else gain

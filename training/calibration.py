@@ -27,7 +27,8 @@ from ..serving.homepage import HomepageEngine
 from .batches import Part, evaluation_batch, target_positions
 from .data import Dataset
 from .evaluate import chunks
-from .row_ranking import moments
+from .row_ranking import held_out_choices
+from .served_rows import served_at
 
 BINS = 15
 _Z = 1.959964  # of a 95 % interval
@@ -193,11 +194,12 @@ def head_claims(model: FoundationModel, data: Dataset, part: Part) -> dict[str, 
 
 
 def row_claims(engine: HomepageEngine, data: Dataset, part: Part) -> Claims:
-    """What the row ranker says of each row that could be shown: that the next title is among its first."""
-    store = engine.store
-    found = moments(store.model, data, store.rows, store.member_view, part)
-    p = torch.from_numpy(engine.rank_rows(found.state.to(store.device))).double()
-    return Claims(p.logit(1e-7).float(), found.relevant & found.shown, found.shown, False)
+    """What is said of each row that could be the first of a page: that the next title is among its first."""
+    found = served_at(engine, data, held_out_choices(data, part))
+    shown = found.moments.shown
+    with torch.no_grad():
+        logits = found.blended(engine.store.row_ranker.cpu())
+    return Claims(logits, found.moments.relevant & shown, shown, False)
 
 
 def _exclusive(logits: Tensor, target: Tensor) -> Claims:

@@ -26,6 +26,7 @@ from frontrow.training.calibration import (
 )
 from frontrow.training.data import Dataset
 from frontrow.training.evaluate import chunks, model_scorer, score_unseen
+from frontrow.training.row_ranking import held_out_choices
 
 
 def drawn(count: int, values: int, exclusive: bool, times: float = 1.0) -> Claims:
@@ -151,7 +152,7 @@ def test_row_claims_are_the_probabilities_of_the_page(tiny_bundle: Path, tiny_da
     engine = HomepageEngine(Store.open(tiny_bundle))
     claims = row_claims(engine, tiny_data, "test")
     p = claims.probabilities()
-    assert claims.happened.shape == (len(tiny_data), len(engine.store.rows))
+    assert claims.happened.shape == (len(held_out_choices(tiny_data, "test")), len(engine.store.rows))
     assert not (claims.happened & ~claims.possible).any()
     assert (p[~claims.possible] == 0).all()
     assert 0 < p[claims.possible].mean() < 0.5
