@@ -83,12 +83,12 @@ class TitleSearch:
 
         exact: the whole name. prefix: its beginning. words: each word begins a word of the name. typos: as words, but
         words of 4 to 7 letters may have one letter wrong, left out, too many or swapped with the next, longer ones
-        two, numbers none; looked for only where less than `enough` (default: limit) was found. excluded: bool [N],
-        titles not to be found.
+        two, numbers none; looked for only where no whole name and less than `enough` (default: limit) was found.
+        excluded: bool [N], titles not to be found.
         """
         found, tiers = [np.empty(0, np.int64)], [np.empty(0, np.int8)]
         free = np.ones(len(self._place), bool) if excluded is None else ~excluded
-        count = 0
+        count, whole = 0, False
         for tier, titles in self._by_tier(words_of(plain(query))):
             fresh = np.zeros_like(free)
             fresh[titles] = True
@@ -100,7 +100,8 @@ class TitleSearch:
             found.append(self.popular[np.sort(places)])
             tiers.append(np.full(len(places), tier, np.int8))
             count += len(places)
-            if count >= limit or (tier == _WORDS and count >= (limit if enough is None else enough)):
+            whole |= tier == _EXACT and len(places) > 0
+            if count >= limit or (tier == _WORDS and (whole or count >= (limit if enough is None else enough))):
                 break
         return np.concatenate(found), np.concatenate(tiers)
 
@@ -142,8 +143,7 @@ class TitleSearch:
         if not allowed:
             return np.empty(0, np.int64)
         close = self._pairs.close(word[:_LONGEST], allowed)
-        wrong = _mistakes(_letters([word])[0, : len(word)], self._letters[close])
-        return close[wrong <= allowed]
+        return close[_near(_letters([word])[0, : len(word)], self._letters[close], allowed)]
 
 
 class _Pairs:
@@ -181,29 +181,28 @@ def _letters(words: Sequence[str]) -> np.ndarray:
     return np.array(words, f"U{_LONGEST}").view(np.int32).reshape(len(words), _LONGEST)
 
 
-def _mistakes(typed: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """The least mistakes int64 [W] (a letter wrong, missing, too many, or two swapped) between a typed word int32 [L]
-    and any beginning of the words int32 [W, 24] that is as long at least, or the whole of a shorter one.
+def _near(typed: np.ndarray, words: np.ndarray, allowed: int) -> np.ndarray:
+    """bool [W]: whether a typed word int32 [L] is at most so many mistakes (a letter wrong, missing, too many, or two
+    swapped) away from a beginning of words int32 [W, 24] that is as long at least, or from the whole of a shorter one.
 
-    Optimal string alignment, all words at once: a line of the table per typed letter.
+    Optimal string alignment, all words at once; of its table only what so few mistakes can reach.
     """
-    width = min(words.shape[1], len(typed) + 2)
-    ends = (words != 0).sum(1)
-    lines = [np.broadcast_to(np.arange(width + 1), (len(words), width + 1))]
-    for i, letter in enumerate(typed):
-        line = np.empty((len(words), width + 1), np.int64)
-        line[:, 0] = i + 1
-        differs = words[:, :width] != letter
-        before = np.minimum(lines[-1][:, :-1] + differs, lines[-1][:, 1:] + 1)
-        for j in range(1, width + 1):
-            np.minimum(before[:, j - 1], line[:, j - 1] + 1, out=line[:, j])
-            if i and j > 1:
-                swapped = (words[:, j - 1] == typed[i - 1]) & (words[:, j - 2] == letter)
-                line[:, j] = np.where(swapped, np.minimum(line[:, j], lines[-2][:, j - 2] + 1), line[:, j])
-        lines.append(line)
-    column = np.arange(width + 1)
-    counts = (column <= ends[:, None]) & ((column >= len(typed)) | (column == ends[:, None]))
-    return np.where(counts, lines[-1], len(typed) + 1).min(1)
+    length, width = len(typed), min(words.shape[1], len(typed) + allowed)
+    same = words.T[None, :width] == typed[:, None, None]  # bool [L, width, W]
+    table = np.full((length + 1, width + 1, len(words)), allowed + 1, np.int8)
+    table[0, : allowed + 1] = table[: allowed + 1, 0] = np.arange(allowed + 1)[: width + 1, None]
+    for i in range(1, length + 1):
+        for j in range(max(1, i - allowed), min(width, i + allowed) + 1):
+            least = table[i - 1, j - 1] + ~same[i - 1, j - 1]
+            np.minimum(least, table[i - 1, j] + 1, out=least)
+            np.minimum(least, table[i, j - 1] + 1, out=least)
+            if i > 1 and j > 1:
+                swapped = same[i - 2, j - 1] & same[i - 1, j - 2]
+                np.minimum(least, table[i - 2, j - 2] + 1, out=least, where=swapped)
+            table[i, j] = least
+    ends, column = (words != 0).sum(1), np.arange(width + 1)[:, None]
+    counts = (column <= ends) & ((column >= length) | (column == ends))
+    return ((table[-1] <= allowed) & counts).any(0)
 
 
 def _columns(pairs: dict[tuple[str, int], None]) -> tuple[list[str], np.ndarray]:

@@ -110,11 +110,44 @@ def test_what_is_no_small_typo_is_not(search: TitleSearch) -> None:
         assert found(search, query) == [], query
 
 
-def test_typos_are_looked_for_only_where_little_was_found(search: TitleSearch) -> None:
-    """`alien` is one letter off `aliena`, and is not asked for where one name is enough."""
-    more = TitleSearch(["Aliena", "Alien"], np.arange(2))
-    assert more.find("aliena", 50)[1].tolist() == [0, 3]
-    assert more.find("aliena", 50, enough=1)[1].tolist() == [0]
+def test_typos_are_looked_for_only_where_no_whole_name_and_little_was_found() -> None:
+    """`alien` is one letter off `aliena`, and is not asked for where one title is enough or the name is whole."""
+    begun = TitleSearch(["Aliena Two", "Alien"], np.arange(2))
+    assert begun.find("aliena", 50)[1].tolist() == [1, 3]
+    assert begun.find("aliena", 50, enough=1)[1].tolist() == [1]
+    assert TitleSearch(["Aliena", "Alien"], np.arange(2)).find("aliena", 50)[1].tolist() == [0]
+
+
+def mistakes(typed: str, word: str) -> int:
+    """Optimal string alignment, cell by cell."""
+    table = [[i + j if i * j == 0 else 0 for j in range(len(word) + 1)] for i in range(len(typed) + 1)]
+    for i in range(1, len(typed) + 1):
+        for j in range(1, len(word) + 1):
+            options = [table[i - 1][j - 1] + (typed[i - 1] != word[j - 1]), table[i - 1][j] + 1, table[i][j - 1] + 1]
+            if min(i, j) > 1 and typed[i - 2 : i] == word[j - 1] + word[j - 2]:
+                options.append(table[i - 2][j - 2] + 1)
+            table[i][j] = min(options)
+    return table[-1][-1]
+
+
+def test_typos_against_all_words_one_by_one() -> None:
+    rng = np.random.default_rng(2)
+    names = list(dict.fromkeys("".join(rng.choice(list("abc"), rng.integers(2, 12))) for _ in range(300)))
+    search = TitleSearch(names, np.arange(len(names)))
+    found_any = 0
+    for query in ["".join(rng.choice(list("abc"), n)) for n in (3, 4, 5, 6, 7, 8, 9, 10, 11) for _ in range(8)]:
+        titles, tiers = search.find(query, len(names))
+        if 0 in tiers:
+            continue
+        allowed = min(len(query) // 4, 2)
+        expected = []
+        for title, word in enumerate(names):
+            ends = {len(word)} | set(range(len(query), len(word)))
+            if allowed and not word.startswith(query) and min(mistakes(query, word[:e]) for e in ends) <= allowed:
+                expected.append(title)
+        assert titles[tiers == 3].tolist() == expected, query
+        found_any += len(expected)
+    assert found_any > 100
 
 
 @pytest.mark.parametrize("query", ["", " ", "\t\n", "\x00\x07", "👽🚀", "?!", "'", "\ud800", "\u0301"])
