@@ -40,8 +40,7 @@ class Heads(nn.Module):
         """
         id_field = self.schema.id_field
         title = targets[:, self.schema.spans[id_field.name][0]].long() - FIRST
-        total = linear_cross_entropy(self.member(hidden), title_vectors, title)
-        found = {id_field.name: total / (title >= 0).sum().clamp(min=1)}
+        found = {id_field.name: self.title_loss(self.member(hidden), title_vectors, title)}
         for f, linear in zip(self.fields, self.linear, strict=True):
             start, stop = self.schema.spans[f.name]
             logits = linear(hidden).float()
@@ -55,6 +54,11 @@ class Heads(nn.Module):
             else:
                 found[f.name] = _cross_entropy(logits, target[:, 0])
         return found
+
+    def title_loss(self, member_vectors: Tensor, title_vectors: Tensor, title: Tensor) -> Tensor:
+        """Mean over tokens with a title: vectors [T, D] and [N, D], title int64 [T] in [0, N), negative for none."""
+        total = linear_cross_entropy(member_vectors, title_vectors, title)
+        return total / (title >= 0).sum().clamp(min=1)
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum that is minimised."""

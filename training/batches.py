@@ -7,7 +7,7 @@ Shape letters: B histories, T tokens, C encoded columns.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, get_args
@@ -89,8 +89,9 @@ def windows(starts: np.ndarray, stops: np.ndarray, longest: int, rng: np.random.
 
 
 def training_batches(
-    data: Dataset, longest: int, batch_tokens: int, seed: int, epoch: int, rank: int = 0, world: int = 1
-) -> Iterator[Batch]:
+    data: Dataset, longest: int, batch_tokens: int, seed: int, epoch: int, rank: int = 0, world: int = 1,
+    cut: Callable[[np.ndarray, np.ndarray, int, np.random.Generator], np.ndarray] = windows,
+) -> Iterator[Batch]:  # fmt: skip
     """The batches of one epoch, of about `batch_tokens` tokens and of similar lengths, in random order.
 
     Depends on nothing but (seed, epoch), so that a resumed run sees the same batches. With `world` processes each
@@ -98,7 +99,7 @@ def training_batches(
     """
     rng = np.random.default_rng((seed, epoch))
     tokens = offset_tokens(data.schema, data.events.ids, data.events.offsets)
-    pieces = windows(data.events.offsets[:-1], training_ends(data), longest, rng)
+    pieces = cut(data.events.offsets[:-1], training_ends(data), longest, rng)
     length = pieces[:, 1] - pieces[:, 0]
     # Similar lengths share a batch (little padding in attention), but not always the same neighbours.
     order = np.argsort(length * rng.uniform(0.8, 1.25, len(length)), kind="stable")

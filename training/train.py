@@ -11,7 +11,7 @@ import csv
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..foundation.model import FoundationModel, ModelConfig
-from .batches import evaluated_members, trained_titles, trained_values, training_batches
+from .batches import Batch, evaluated_members, trained_titles, trained_values, training_batches
 from .data import Dataset
 from .evaluate import ranking_metrics, ranks_of_targets
 from .speed import matmul_rate, training_flops
@@ -96,10 +96,13 @@ def train(
     on_progress: Callable[[Progress], None] = lambda progress: None,
     resume: bool = False,
     start: WarmStart | None = None,
+    build: Callable[[Dataset, ModelConfig], FoundationModel] = build_model,
+    batches_of: Callable[..., Iterator[Batch]] = training_batches,
 ) -> FoundationModel:
     """Train a model and return it with the weights of its best validation epoch.
 
-    start: what it begins with, in place of random weights.
+    start: what it begins with, in place of random weights. build, batches_of: another model or other batches than the
+    product's, to compare them.
     run_dir gets `metrics.csv` (a line per epoch), `checkpoint.pt` (for `resume`) and `best.pt`.
     Raises FloatingPointError when the loss is not finite, ValueError for data too small to train or validate on.
     """
@@ -107,7 +110,7 @@ def train(
         raise ValueError("no member has three events: there is nothing to validate on")
     rank, world, device = _processes()
     torch.manual_seed(config.seed)
-    model = build_model(data, config.model)
+    model = build(data, config.model)
     if start is not None:
         model.load_state_dict(start.weights)
     model.to(device)
@@ -126,7 +129,7 @@ def train(
     while state.epoch < config.epochs and state.epoch - state.best_epoch < config.patience:
         started = time.monotonic()
         batches = list(
-            training_batches(data, config.model.max_events, config.batch_tokens, config.seed, state.epoch, rank, world)
+            batches_of(data, config.model.max_events, config.batch_tokens, config.seed, state.epoch, rank, world)
         )
         if not batches:
             raise ValueError(f"{world} processes share fewer batches than that; lower batch_tokens")
