@@ -246,10 +246,11 @@ def summary(worlds: Sequence[dict]) -> dict[str, Any]:
 
 def markdown(found: dict[str, Any]) -> str:
     """The section's text, from the result alone."""
+    size = found["world"]
     lines = [
-        f"Simulated, worlds {', '.join(map(str, found['worlds']))}, of {found['world']['members']:,} members and "
-        f"{found['world']['titles']:,} titles each: {found['visits']:,} visits of the last {found['held_out_days']} days, "
-        "of which nothing was trained on. The vector is as old as the column says, and told nothing of the request unless "
+        f"Simulated, worlds {', '.join(map(str, found['worlds']))}, of {size['members']:,} members and "
+        f"{size['titles']:,} titles each: {found['visits']:,} visits of the last {found['held_out_days']} days; of "
+        "which nothing was trained on. The vector is as old as the column says, and told nothing of the request unless "
         "said; ranked are titles that are out, available and not played before. In brackets: the difference to training "
         "on the next event alone, with a 95 % interval over members.",
         "",
@@ -271,6 +272,7 @@ def markdown(found: dict[str, Any]) -> str:
 def main(seeds: Sequence[int], small: bool) -> None:
     size = SMALL if small else CONFIG
     command = f"python -m frontrow.benchmarks.stale_vectors --seed {' '.join(map(str, seeds))}"
+    content: dict[str, Any] = {}
     source, worlds = provenance(command), []
     for seed in seeds:
         world = world_of(seed, size)
