@@ -251,8 +251,8 @@ def markdown(found: dict[str, Any]) -> str:
         f"Simulated, worlds {', '.join(map(str, found['worlds']))}, of {size['members']:,} members and "
         f"{size['titles']:,} titles each: {found['visits']:,} visits of the last {found['held_out_days']} days; of "
         "which nothing was trained on. The vector is as old as the column says, and told nothing of the request unless "
-        "said; ranked are titles that are out, available and not played before. In brackets: the difference to training "
-        "on the next event alone, with a 95 % interval over members.",
+        "said; ranked are titles that are out, available and not played before. In brackets: the difference to "
+        "training on the next event alone, with a 95 % interval over members.",
         "",
     ]
     for measure, title in (("ndcg@10", "NDCG@10 of the next new title"), ("hr@10", "HR@10 of it"),

@@ -1,0 +1,133 @@
+"""Stale vectors see no more than they may, the loss over the next few events is what its formula says."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from frontrow.benchmarks import stale_vectors
+from frontrow.benchmarks.stale_vectors import LookaheadHeads, ahead, asked_visits, clustered, datasets, member_vectors
+from frontrow.benchmarks.world_model import world_of
+from frontrow.foundation.events import serving_tokens
+from frontrow.foundation.model import FoundationModel, ModelConfig
+from frontrow.training.data import Dataset
+from frontrow.training.train import build_model
+from frontrow.training.world import World
+from frontrow.training.world_log import WorldConfig
+from frontrow.training.world_population import DAY, DEVICES
+
+
+@pytest.fixture(scope="module")
+def small() -> World:
+    return world_of(3, WorldConfig(members=60, titles=100, days=20))
+
+
+@pytest.fixture(scope="module")
+def both(small: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Dataset]:
+    return datasets(small, tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def model(both: tuple[Dataset, Dataset]) -> FoundationModel:
+    config = ModelConfig(d_model=16, layers=1, heads=1, max_events=12)
+    return build_model(both[0], config).eval()
+
+
+def test_titles_ahead_are_those_of_the_own_history_and_fade_by_half_lives() -> None:
+    title, time = torch.tensor([5, 6, 7, 8, 9]), torch.tensor([0, 3600, 3 * 3600, 50, 60])
+    titles, weights = ahead(title, time, torch.tensor([0, 3, 5]), half_life_hours=1.0)
+    assert titles.shape == weights.shape == (5, stale_vectors.AHEAD)
+    assert titles[:, :4].tolist() == [[5, 6, 7, -1], [6, 7, -1, -1], [7, -1, -1, -1], [8, 9, -1, -1], [9, -1, -1, -1]]
+    assert weights[0, :4].tolist() == pytest.approx([1.0, 0.5, 0.125, 0.0])
+    assert weights[3, 1].item() == pytest.approx(0.5 ** (10 / 3600))
+
+
+def test_the_loss_is_the_weighted_mean_of_log_probabilities(both: tuple[Dataset, Dataset]) -> None:
+    data = both[0]
+    heads = LookaheadHeads(data.schema, data.sizes, 16, 8)
+    members, titles = torch.randn(2, 8), torch.randn(7, 8)
+    heads.titles, heads.weights = torch.tensor([[3, 4], [6, -1]]), torch.tensor([[1.0, 0.25], [1.0, 0.9]])
+    likely = (members @ titles.T).log_softmax(1)
+    expected = -(likely[0, 3] + 0.25 * likely[0, 4] + likely[1, 6]) / 2.25
+    assert heads.title_loss(members, titles, torch.tensor([3, 6])).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_nothing_of_the_last_days_is_trained_on(small: World, both: tuple[Dataset, Dataset]) -> None:
+    trained, whole = both
+    until = small.end - stale_vectors.HELD_OUT_DAYS * DAY
+    assert trained.events.timestamp.max() < until < whole.events.timestamp.max()
+    assert len(trained.events.ids) == (whole.events.timestamp < until).sum()
+
+
+def test_visits_are_asked_for_a_title_that_was_new_to_the_member(small: World, both: tuple[Dataset, Dataset]) -> None:
+    visits, titles = asked_visits(small, both[1])
+    assert len(visits) > 20
+    assert len(set(visits.tolist())) == len(visits)
+    plays = small.plays
+    for visit, title in zip(visits, titles, strict=True):
+        member, time = small.visits.member[visit], small.visits.time[visit]
+        before = (plays.member == member) & (plays.time < time)
+        assert title not in plays.title[before]
+        assert title in plays.title[plays.visit == visit]
+        assert (plays.time[before] < time - 48 * 3600).any()
+        assert time >= small.end - stale_vectors.HELD_OUT_DAYS * DAY + 48 * 3600
+
+
+@pytest.mark.parametrize("stale_hours", [0, 48])
+def test_a_stale_vector_is_of_the_history_as_it_was(
+    small: World, both: tuple[Dataset, Dataset], model: FoundationModel, stale_hours: int
+) -> None:
+    data, schema = both[1], both[1].schema
+    visits = small.visits.take(asked_visits(small, data)[0][:20])
+    found = member_vectors(model, data, visits, stale_hours, told=False)
+    for row, (member, time) in enumerate(zip(visits.member, visits.time, strict=True)):
+        history = data.events.member(int(np.searchsorted(data.member_ids, member)))
+        known = history.ids[history.timestamp < time - stale_hours * 3600]
+        tokens = torch.from_numpy(serving_tokens(schema, known, np.zeros(schema.width, np.int32)))[-12:]
+        with torch.no_grad():
+            expected, _ = model.encode(tokens, torch.tensor([0, len(tokens)]))
+        assert found[row] == pytest.approx(expected[0].numpy(), abs=1e-5)
+
+
+def test_what_is_told_is_time_and_device_but_not_the_row(
+    small: World, both: tuple[Dataset, Dataset], model: FoundationModel
+) -> None:
+    data, seen = both[1], []
+    visits = small.visits.take(asked_visits(small, data)[0][:20])
+
+    def encode(tokens: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, None]:
+        seen.append(tokens[offsets[1:] - 1])
+        return torch.zeros(len(offsets) - 1, 1), None
+
+    spy = SimpleNamespace(config=model.config, encode=encode, parameters=model.parameters)
+    for told in (True, False):
+        member_vectors(spy, data, visits, 0, told)  # type: ignore[arg-type]
+    told_of, untold = seen
+    device, canvas, hour = (data.schema.spans[name][0] for name in ("device", "canvas", "hour"))
+    names = data.vocabularies["device"].values
+    assert [names[i - 2] for i in told_of[:, device]] == [DEVICES[d] for d in visits.device]
+    assert ((told_of[:, hour] - 2) - visits.time // 3600 % 24).abs().max() <= 1
+    assert not told_of[:, canvas].any()
+    assert not untold[:, data.schema.request_columns].any()
+
+
+def test_an_interval_over_members_counts_a_members_visits_as_one() -> None:
+    values = np.array([1.0, 1.0, 0.0, 0.0])
+    apart, together = clustered(values, np.arange(4)), clustered(values, np.array([0, 0, 1, 1]))
+    assert apart["mean"] == together["mean"] == 0.5
+    assert together["to"] - together["mean"] == pytest.approx(2**0.5 * (apart["to"] - apart["mean"]))
+
+
+def test_the_text_has_what_was_measured_and_the_difference_to_the_next_event_alone() -> None:
+    def of(ranks: list[int], value: float) -> dict[str, dict]:
+        return {"0 h": {"ranks": ranks, "value": [value] * 4}, "48 h": {"ranks": ranks, "value": [value] * 4}}
+
+    plain, *others = stale_vectors.HALF_LIVES
+    methods = {plain: of([0, 20, 20, 20], 0.5)} | {m: of([0, 0, 0, 20], 0.75) for m in others}
+    found = stale_vectors.summary([{"seed": 4, "members": [0, 1, 2, 3], "methods": methods}])
+    assert found["methods"][others[0]]["48 h"]["hr@10"]["difference"]["mean"] == pytest.approx(0.5)
+    text = stale_vectors.markdown({**found, "world": {"members": 9, "titles": 8}, "held_out_days": 7})
+    assert f"| {plain} | 0.5000 | 0.5000 |" in text
+    assert f"| {others[0]} | 0.7500 (+0.2500 to +0.2500)" in text
