@@ -312,7 +312,7 @@ class Averaged(FoundationModel):
 BASE = Variant("base", "recipe", "the recipe")
 VARIANTS = (
     BASE,
-    Variant("batch-1000", "batches", "batches of 1,000 tokens", config=lambda c: replace(c, batch_tokens=1000)),
+    Variant("batch-2000", "batches", "batches of 2,000 tokens", config=lambda c: replace(c, batch_tokens=2000)),
     Variant("batch-500", "batches", "batches of 500 tokens", config=lambda c: replace(c, batch_tokens=500)),
     Variant("whole-event", "input offset", "whole event t−1 as input", whole_events, model_config(request_dropout=0.0)),
     Variant("title-head", "heads", "title head alone", weighted(0.0)),

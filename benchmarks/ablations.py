@@ -34,7 +34,7 @@ from .quality_peers import gain
 
 RUNS = Path("runs/ablations")
 NAME = "ablations-ml-100k"
-EPOCHS, WARMUP = 10, 100  # a short schedule; the recipe's is 24 epochs
+EPOCHS, BATCH_TOKENS, WARMUP = 10, 1000, 100  # a short schedule: smaller batches make up for fewer epochs
 SEEDS = [0, 1, 2, 3, 4]
 CLEAR = 5  # seeds from which a difference may be called one
 PROTOCOL = (
@@ -56,7 +56,8 @@ def run(name: str, seed: int, epochs: int, source: dict[str, Any]) -> dict[str, 
     """Train one variant with one seed and keep the ranks of the validation items in its file. source: where from."""
     variant = next(v for v in VARIANTS if v.name == name)
     data = dataset(variant.schema(default_schema()))
-    config = variant.config(TrainConfig(seed=seed, epochs=epochs, patience=epochs, warmup_steps=WARMUP))
+    short = TrainConfig(seed=seed, epochs=epochs, patience=epochs, warmup_steps=WARMUP, batch_tokens=BATCH_TOKENS)
+    config = variant.config(short)
     with tempfile.TemporaryDirectory() as scratch:
         model = train(data, config, Path(scratch), build=variant.build, batches_of=variant.batches_of)
         lines, best = read_metrics(Path(scratch)), best_epoch(Path(scratch))
@@ -118,7 +119,13 @@ def summary(epochs: int) -> dict[str, Any]:
                 key: difference(np.stack([m[key] for m in ours]), np.stack([m[key] for m in theirs])) for key in ours[0]
             }
         found.append(entry)
-    return {"epochs": epochs, "warmup_steps": WARMUP, "clear_from_seeds": CLEAR, "variants": found}
+    return {
+        "epochs": epochs,
+        "batch_tokens": BATCH_TOKENS,
+        "warmup_steps": WARMUP,
+        "clear_from_seeds": CLEAR,
+        "variants": found,
+    }
 
 
 def _finished(variant: Variant, epochs: int) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -142,10 +149,10 @@ def markdown(found: dict[str, Any]) -> str:
     base = next(v for v in found["variants"] if v["name"] == BASE.name)
     lines = [
         f"{found['dataset']}. {found['protocol'][0].upper()}{found['protocol'][1:]}. A short schedule of "
-        f"{found['epochs']} epochs, on which the base reaches HR@10 {base['mean']['hr@10']:.3f} and NDCG@10 "
-        f"{base['mean']['ndcg@10']:.3f} (mean of {len(base['seeds'])} seeds). Differences are variant minus base, "
-        "paired by seed and member, with 95 % intervals over both; a verdict on NDCG@10 from "
-        f"{found['clear_from_seeds']} seeds on. One in twenty of the variants would seem to differ by chance.",
+        f"{found['epochs']} epochs in batches of {found['batch_tokens']:,} tokens, on which the base reaches HR@10 "
+        f"{base['mean']['hr@10']:.3f} and NDCG@10 {base['mean']['ndcg@10']:.3f} (mean of {len(base['seeds'])} seeds). "
+        "Differences are variant minus base, paired by seed and member, with 95 % intervals over both; a verdict on "
+        f"NDCG@10 from {found['clear_from_seeds']} seeds on. One variant in twenty would seem to differ by chance.",
         "",
         "| ingredient | variant | seeds | NDCG@10 | difference | MRR, difference | log rank, difference | verdict |",
         "|---|---|---|---|---|---|---|---|",
