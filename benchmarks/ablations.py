@@ -190,7 +190,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
         axis.barh(place, of["mean"], xerr=error, color=colour, ecolor="black", capsize=2, height=0.7)
     labels = [f"{v['ingredient']}: {v['change']} ({len(v['difference']['seeds'])})" for v in shown]
     axis.set_yticks(range(len(shown)), labels, fontsize=9)
-    axis.invert_yaxis()
+    axis.set_ylim(len(shown) - 0.4, -0.6)
     axis.axvline(0, color="black", linewidth=0.8)
     axis.grid(axis="x", alpha=0.3)
     axis.set_xlabel(f"NDCG@10 of the validation item, variant − base ({base['mean']['ndcg@10']:.3f}); 95 % intervals")
