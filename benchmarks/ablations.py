@@ -42,6 +42,8 @@ PROTOCOL = (
     "ranked among all titles, those seen before filtered out; the request's own fields are known"
 )
 
+Task = tuple[str, int, int]  # name of a variant, seed, epochs
+
 
 @cache
 def dataset(schema: Schema) -> Dataset:
@@ -100,7 +102,7 @@ def difference(ours: np.ndarray, base: np.ndarray) -> dict[str, float]:
 
 def summary(epochs: int) -> dict[str, Any]:
     """What the finished runs say: every variant's seeds, and its differences to the base over the seeds of both."""
-    runs = {v.name: dict(_finished(v, epochs)) for v in VARIANTS}
+    runs = {v.name: dict(_runs(v, epochs)) for v in VARIANTS}
     base, found = runs[BASE.name], []
     for v in (v for v in VARIANTS if runs[v.name]):
         own = runs[v.name]
@@ -128,7 +130,7 @@ def summary(epochs: int) -> dict[str, Any]:
     }
 
 
-def _finished(variant: Variant, epochs: int) -> Iterator[tuple[int, dict[str, Any]]]:
+def _runs(variant: Variant, epochs: int) -> Iterator[tuple[int, dict[str, Any]]]:
     folder = run_file(variant.name, 0, epochs).parent
     for file in sorted(folder.glob("seed-*.json"), key=lambda f: int(f.stem.removeprefix("seed-"))):
         content = json.loads(file.read_text("utf-8"))
@@ -215,17 +217,27 @@ def main(names: Sequence[str], seeds: Sequence[int], epochs: int, workers: int) 
 
     def write() -> None:
         content = {**about, **summary(epochs), **source}
+        if not any(v["name"] == BASE.name for v in content["variants"]):
+            return  # nothing to compare with yet
         print(write_result(NAME, content), flush=True)
         draw(content, RESULTS / f"{NAME}.png")
 
     write()
+    for task, found in finished(todo, workers, source):
+        metrics = ranking_metrics(np.array(found["ranks"]))
+        print(*task, *(f"{k} {v:.4f}" for k, v in metrics.items()), found["seconds"], "s", flush=True)
+        write()
+
+
+def finished(todo: Sequence[Task], workers: int, source: dict[str, Any]) -> Iterator[tuple[Task, dict[str, Any]]]:
+    """Runs as they are done; by one worker in this process."""
+    if workers == 1:
+        yield from ((task, run(*task, source)) for task in todo)
+        return
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         running = {pool.submit(run, *task, source): task for task in todo}
         for done in as_completed(running):
-            found = done.result()
-            metrics = ranking_metrics(np.array(found["ranks"]))
-            print(*running[done], *(f"{k} {v:.4f}" for k, v in metrics.items()), found["seconds"], "s", flush=True)
-            write()
+            yield running[done], done.result()
 
 
 if __name__ == "__main__":

@@ -129,3 +129,23 @@ def test_the_result_and_its_text_say_no_more_than_the_runs(monkeypatch: pytest.M
     assert "average of weights" not in text
     ablations.draw(found, tmp_path / "bars.png")
     assert (tmp_path / "bars.png").stat().st_size > 10_000
+
+
+def test_runs_that_are_there_are_not_made_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_folder: Path
+) -> None:
+    written: list[dict] = []
+    monkeypatch.setattr(ablations, "RUNS", tmp_path)
+    monkeypatch.setattr(ablations, "RESULTS", tmp_path)
+    monkeypatch.setattr(ablations, "dataset", lambda schema: load_dataset(tiny_folder, schema))
+    monkeypatch.setattr(ablations, "write_result", lambda name, content: written.append(content))
+    ablations.main(["no-gap"], [0], epochs=1, workers=1)
+    assert written == [], "there is no base to compare with"
+    ablations.main(["base", "no-gap"], [0], epochs=1, workers=1)
+    base, other = written[-1]["variants"]
+    assert (base["name"], other["name"]) == ("base", "no-gap")
+    assert [s["seed"] for s in other["seeds"]] == other["difference"]["seeds"] == [0]
+    assert other["difference"]["mrr"]["mean"] == pytest.approx(other["mean"]["mrr"] - base["mean"]["mrr"])
+    monkeypatch.setattr(ablations, "run", lambda *task: pytest.fail(f"{task} was there"))
+    ablations.main(["base", "no-gap"], [0], epochs=1, workers=1)
+    assert written[-1] == written[-2]
