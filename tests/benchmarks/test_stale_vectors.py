@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from frontrow.benchmarks import stale_vectors
 from frontrow.benchmarks.stale_vectors import LookaheadHeads, ahead, asked_visits, clustered, datasets, member_vectors
 from frontrow.benchmarks.world_model import world_of
-from frontrow.foundation.events import serving_tokens
+from frontrow.foundation.events import bucket, serving_tokens
 from frontrow.foundation.model import FoundationModel, ModelConfig
 from frontrow.training.data import Dataset
 from frontrow.training.train import build_model
@@ -81,7 +82,7 @@ def test_a_stale_vector_is_of_the_history_as_it_was(
 ) -> None:
     data, schema = both[1], both[1].schema
     visits = small.visits.take(asked_visits(small, data)[0][:20])
-    found = member_vectors(model, data, visits, stale_hours, told=False)
+    found = member_vectors(model, data, visits, stale_hours, "nothing")
     for row, (member, time) in enumerate(zip(visits.member, visits.time, strict=True)):
         history = data.events.member(int(np.searchsorted(data.member_ids, member)))
         known = history.ids[history.timestamp < time - stale_hours * 3600]
@@ -102,15 +103,22 @@ def test_what_is_told_is_time_and_device_but_not_the_row(
         return torch.zeros(len(offsets) - 1, 1), None
 
     spy = SimpleNamespace(config=model.config, encode=encode, parameters=model.parameters)
-    for told in (True, False):
-        member_vectors(spy, data, visits, 0, told)  # type: ignore[arg-type]
-    told_of, untold = seen
+    for told in get_args(stale_vectors.Told):
+        member_vectors(spy, data, visits, 24 if told == "gap" else 0, told)  # type: ignore[arg-type]
+    untold, told_gap, told_of = seen
     device, canvas, hour = (data.schema.spans[name][0] for name in ("device", "canvas", "hour"))
     names = data.vocabularies["device"].values
     assert [names[i - 2] for i in told_of[:, device]] == [DEVICES[d] for d in visits.device]
     assert ((told_of[:, hour] - 2) - visits.time // 3600 % 24).abs().max() <= 1
     assert not told_of[:, canvas].any()
     assert not untold[:, data.schema.request_columns].any()
+    gap = next(f for f in data.schema.fields if f.kind == "gap")
+    before = [data.events.member(int(np.searchsorted(data.member_ids, m))).timestamp for m in visits.member]
+    now = visits.time - 24 * 3600
+    since = np.array([n - times[times < n].max() for n, times in zip(now, before, strict=True)])
+    assert told_gap[:, data.schema.spans["gap"][0]].tolist() == bucket(gap, since).tolist()
+    others = [c for c in data.schema.request_columns if c != data.schema.spans["gap"][0]]
+    assert not told_gap[:, others].any()
 
 
 def test_an_interval_over_members_counts_a_members_visits_as_one() -> None:
