@@ -293,7 +293,7 @@ def main(seeds: Sequence[int], small: bool) -> None:
         members = world.visits.member[asked[0]].tolist()
         entry: dict[str, Any] = {"seed": seed, "members": members, "methods": {}}
         for method, half_life in HALF_LIVES.items():
-            file = folder / method.replace(" ", "-") / "measured.json"
+            file = folder / trained.fingerprint[:12] / method.replace(" ", "-") / "measured.json"
             if not file.is_file():
                 model = trained_model(trained, half_life, EPOCHS, file.parent)
                 file.write_text(json.dumps(measured(world, model, whole, asked)), "utf-8")
