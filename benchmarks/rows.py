@@ -282,7 +282,8 @@ def _section(kind: str, of: dict[str, Any]) -> list[str]:
         f"could still gain with these scores. Recall@m-by-4, row ranker and rows by {rule}: "
         + ", ".join(
             f"m = {m} {of['recall_by_rows']['row ranker'][m - 1]:.3f} and {of['recall_by_rows'][rule][m - 1]:.3f}"
-            for m in (1, 2, 3, 5, rows)
+            for m in (1, 2, 3, 5, 10)
+            if m <= len(of["recall_by_rows"][rule])
         )
         + "."
     )
