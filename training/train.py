@@ -32,7 +32,8 @@ from .warm_start import WarmStart
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One run. patience: epochs in a row without a better validation NDCG@10 after which it stops."""
+    """One run. patience: epochs in a row without a better validation NDCG@10 after which it stops. warmup_steps: no
+    more than a fifth of all, so that a short run reaches its learning rate."""
 
     epochs: int = 24
     batch_tokens: int = 2000
@@ -139,7 +140,8 @@ def train(
         speed = (0.0, 0.0)
         rate, tokens, flops = 0.0, 0, 0.0
         for done, batch in enumerate(batches, start=1):
-            rate = schedule(state.step, config.warmup_steps, len(batches) * config.epochs)
+            total_steps = len(batches) * config.epochs
+            rate = schedule(state.step, min(config.warmup_steps, total_steps // 5), total_steps)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * rate
             with autocast(device):
