@@ -28,8 +28,12 @@ def device() -> str:
 
 def provenance(command: str) -> dict[str, Any]:
     """What stands in every result file."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    git = ["git", "-C", str(Path(__file__).parent.parent)]
+    commit = subprocess.run([*git, "describe", "--always", "--abbrev=12"], capture_output=True, text=True).stdout.strip()
+    # Results of other benchmarks that lie about uncommitted do not make the code another.
+    changed = [*git, "diff", "--quiet", "HEAD", "--", ".", ":(exclude)benchmarks/results"]
+    if commit and subprocess.run(changed, capture_output=True).returncode:
+        commit += "-dirty"
     packages = ("torch", "numpy", "faiss-cpu", "nvidia-pytriton")
     return {
         "command": command,
