@@ -29,7 +29,8 @@ def device() -> str:
 def provenance(command: str) -> dict[str, Any]:
     """What stands in every result file."""
     git = ["git", "-C", str(Path(__file__).parent.parent)]
-    commit = subprocess.run([*git, "describe", "--always", "--abbrev=12"], capture_output=True, text=True).stdout.strip()
+    name = subprocess.run([*git, "describe", "--always", "--abbrev=12"], capture_output=True, text=True)
+    commit = name.stdout.strip()
     # Results of other benchmarks that lie about uncommitted do not make the code another.
     changed = [*git, "diff", "--quiet", "HEAD", "--", ".", ":(exclude)benchmarks/results"]
     if commit and subprocess.run(changed, capture_output=True).returncode:
