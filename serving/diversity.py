@@ -6,7 +6,7 @@ among the row's pool: its best POOL titles for each place to fill, so that varie
 suit the member at all. Relevance is the score, likeness the cosine of title vectors, which every catalogue has; both
 are stretched to go from 0 to 1 within the pool, so that the dial means as much for any model. At 0 titles stand by
 score; at 1 the best title comes first and then the least alike. Ties go to the greater score, then to the smaller id.
-What a row's own score says is of its titles by score: it was trained on those.
+Which row comes next, and what its score says, is still by its best titles: the row ranker was trained on those.
 Shape letters: K candidates, D vector width, P titles in the pool.
 """
 
