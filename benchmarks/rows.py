@@ -14,6 +14,7 @@ Finished pieces of the same commit are kept in runs/rows. Shape letters: P pages
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -103,8 +104,10 @@ def movielens(run: Path) -> Piece:
 
 
 def _at_layer(model: FoundationModel, layer: int) -> FoundationModel:
-    model.config = replace(model.config, state_layer=layer)
-    return model
+    """The same weights with another layer's state; the model is left as it is."""
+    other = copy.copy(model)
+    other.config = replace(model.config, state_layer=layer)
+    return other
 
 
 def _of_layer(piece: Piece, layer: int, whole: bool) -> Piece:
@@ -127,7 +130,6 @@ def world_piece(seed: int, config: WorldConfig = CONFIG, epochs: int = EPOCHS) -
     visits = visits_after(world, data.member_ids)
     chance = np.concatenate([chosen_freely(world, visits.take(piece)) for piece in chunks(len(visits))])
     found: Piece = {"member": visits.member}
-    configured = model.config.state_layer
     for layer in range(model.config.layers + 1):
         at_layer = _at_layer(model, layer)
         ranker, _ = train_rows(at_layer, data, known, lists)
@@ -135,9 +137,9 @@ def world_piece(seed: int, config: WorldConfig = CONFIG, epochs: int = EPOCHS) -
         ranked = ranked_at(engine, world, visits)
         piece = measured(engine.store, ranked, chance, SHAPES["world"])
         for name in (*ORDERS, UNBOUND):
-            if layer == configured or name in ("row ranker", "state alone"):
+            if layer == model.config.state_layer or name in ("row ranker", "state alone"):
                 piece[f"{name}/value"] = world.page_value(visits, piece[f"{name}/page"])
-        found |= _of_layer(piece, layer, layer == configured)
+        found |= _of_layer(piece, layer, layer == model.config.state_layer)
     rng = np.random.default_rng(seed)
     for name, page in (
         ("oracle", world.oracle_page(visits, *SHAPES["world"])),

@@ -41,7 +41,7 @@ class TrainConfig:
     weight_decay: float = 0.01
     warmup_steps: int = 200
     clip: float = 1.0
-    patience: int = 6
+    patience: int = 12
     seed: int = 0
     model: ModelConfig = field(default_factory=ModelConfig)
 

@@ -146,3 +146,9 @@ def test_the_text_is_made_of_the_result_alone(store: Store, ranked: list[Ranked]
     assert "nan" not in text
     bench.heat_maps(found, tmp_path / "map.png")
     assert (tmp_path / "map.png").stat().st_size > 10_000
+
+
+def test_another_layers_state_leaves_the_model_as_it_is(store: Store) -> None:
+    configured = store.model.config.state_layer
+    assert bench._at_layer(store.model, 0).config.state_layer == 0
+    assert store.model.config.state_layer == configured > 0
