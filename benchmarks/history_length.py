@@ -126,7 +126,9 @@ def markdown(found: dict[str, Any]) -> str:
     return "\n\n".join([
         f"HR@10 of the same test titles when the model reads at most n events of a member, {found['members']['all']} "
         f"members, of whom {found['members']['long']} have {LONG} or more; the shortest history has "
-        f"{found['shortest_history']}, and is read whole where n is larger. n = 0 is the anonymous page. In brackets: "
+        f"{found['shortest_history']}, and is read whole where n is larger. n = 0 is the anonymous page. The "
+        "first n events are old when the test item comes, the older the longer a history is; for every n the titles of "
+        "the whole history are left out. In brackets: "
         f"95 % over members. Training seeds: {', '.join(str(run['seed']) for run in found['runs'])}.",
         "![quality against history length](results/history-length.png)",
         "\n".join(table),

@@ -233,7 +233,15 @@ def heat_maps(found: dict[str, Any], file: Path) -> None:
             shown = axis.imshow(values, aspect="auto", **scale)
             for (r, c), value in np.ndenumerate(values):
                 dark = abs(value) > 0.6 * (far if name == "difference" else top)
-                axis.text(c, r, f"{value:.1f}", ha="center", va="center", fontsize=7, color="w" if dark else "k")
+                axis.text(
+                    c,
+                    r,
+                    f"{round(value, 1) + 0.0:.1f}",
+                    ha="center",
+                    va="center",
+                    fontsize=7,
+                    color="w" if dark else "k",
+                )
             axis.set_xticks(range(values.shape[1]), range(1, values.shape[1] + 1))
             axis.set_yticks(range(values.shape[0]), range(1, values.shape[0] + 1))
             axis.set(title=f"{title}: {name}", xlabel="title of the row", ylabel="row of the page")
@@ -277,9 +285,10 @@ def _section(kind: str, of: dict[str, Any]) -> list[str]:
         lines.append(f"| {order} | {' | '.join('' if v is None else f'{v:.3f}' for v in values)} |")
     rule = of["best_rule"]["ndcg2d"]
     ahead, own = of["ahead"][rule]["ndcg2d"], of["orders"]["row ranker"]["ndcg2d"]
+    verdict = "ahead of" if ahead["from"] > 0 else "behind" if ahead["to"] < 0 else "not clearly ahead of"
     text = (
-        f"The row ranker is ahead of rows by {rule}, the best of the four rules, by {ahead['share']:.1%} in NDCG2D "
-        f"({ahead['mean']:.4f}, {ahead['from']:.4f} to {ahead['to']:.4f}). The best titles by score, placed without "
+        f"The row ranker is {verdict} rows by {rule}, the best of the four rules: {ahead['share']:+.1%} in NDCG2D "
+        f"({ahead['mean']:+.4f}, {ahead['from']:+.4f} to {ahead['to']:+.4f}). The best titles by score, placed without "
         f"regard to rows, have {of['orders'][UNBOUND]['ndcg2d'] / own - 1:+.1%} against it: what an order of rows "
         f"could still gain with these scores. Recall@m-by-4, row ranker and rows by {rule}: "
         + ", ".join(

@@ -40,7 +40,7 @@ from ..training.world_population import DAY, DEVICES, LOCALES
 from .provenance import RESULTS, provenance, write_result
 from .world_model import EVALUATION_SEEDS, trained_on, world_of
 
-TYPED = (3, 5, 8)
+TYPED = (3, 8)
 SHOWN = 20
 NAMES, ASKED = 100_000, 1_000
 NOWHERE = 10**9  # the rank of what a list does not hold

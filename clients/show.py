@@ -67,6 +67,8 @@ def results(console: Console, found: Results) -> None:
     for number, title in enumerate(found.titles, start=1):
         table.add_row(f"{number:3}", Text(title.name), Text(f"{title.score:.2f} {title.source}", style="dim"))
     console.print(table)
+    if found.titles:
+        console.print("The number: the member's score, which orders titles whose names fit as well.", style="dim")
 
 
 def _head(console: Console, what: str, page: Homepage | Results) -> None:

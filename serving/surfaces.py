@@ -60,7 +60,7 @@ class Question:
 
 def question(store: Store, name: str, context: dict[str, Any]) -> Question | None:
     """The question of a request on the surface of that name, None for the homepage. Takes it out of the context, and
-    writes the canvas into it. Raises EventError naming the key, the value and the fix."""
+    writes the canvas into it, if the model knows it. Raises EventError naming the key, the value and the fix."""
     surface = SURFACES.get(name)
     if surface is None:
         return None
@@ -69,7 +69,9 @@ def question(store: Store, name: str, context: dict[str, Any]) -> Question | Non
         raise EventError(f"context: {surface.key!r} is missing; a request on the surface {name!r} has it")
     canvas = store.schema.category("where.canvas")
     if canvas is not None and canvas.when == "request" and context.get("canvas") is None:
-        context["canvas"] = name
+        # One that training never saw is left out: nobody asked for it, so it is no unknown value to report.
+        known = name in store.bundle.vocabularies[canvas.name].values
+        context.update({"canvas": name} if known else {})
     if surface is MORE_LIKE_THIS:
         title_id = check_title_id(value, "context: 'title_id'")
         index = int(store.title_indices(np.array([title_id]))[0])

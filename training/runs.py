@@ -184,13 +184,14 @@ def draw_curves(run_dir: Path) -> None:
             left.plot(epochs, values, label=column.removeprefix("loss_"))
         elif column.startswith("validation_"):
             right.plot(epochs, values, label=column.removeprefix("validation_"))
-    left.set(title="training loss per head", xlabel="epoch", ylim=(0, None))
-    right.set(title="validation items, full catalogue", xlabel="epoch", ylim=(0, None))
+    left.set(title="training loss per head", xlabel="epoch", ylabel="cross-entropy, nats", ylim=(0, None))
+    right.set(title="validation items, full catalogue", xlabel="epoch", ylabel="mean over members", ylim=(0, None))
     for axis in (left, right):
         axis.axvline(best, color="grey", linestyle="dashed", linewidth=1, label=f"kept: epoch {best:.0f}")
         axis.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
-    figure.suptitle(f"{run_dir.name}: {len(rows)} epochs")
+    name = " ".join(run_dir.resolve().parts[-2:])
+    figure.suptitle(f"{name}: {len(rows)} epochs")
     figure.savefig(run_dir / "curves.png", dpi=120)
     plt.close(figure)

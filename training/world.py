@@ -304,9 +304,11 @@ def _name(title: int) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m frontrow.training.world FOLDER`: write a world; 0 if it was written."""
     parser = argparse.ArgumentParser(prog="python -m frontrow.training.world", description="Write a simulated world.")
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, help="where the files go; then `frontrow train --data FOLDER`")
+    about = {"seed": "another world for each", "members": "who live there", "titles": "of the catalogue",
+             "days": "that are simulated", "rows": "of each homepage", "columns": "titles in a row"}  # fmt: skip
     for f in fields(WorldConfig):
-        parser.add_argument(f"--{f.name}", type=int, default=f.default)
+        parser.add_argument(f"--{f.name}", type=int, default=f.default, help=f"{about[f.name]} (default {f.default})")
     given = vars(parser.parse_args(arguments))
     folder = given.pop("folder")
     from rich.console import Console

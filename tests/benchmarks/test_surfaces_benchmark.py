@@ -83,7 +83,7 @@ def test_the_page_is_made_of_the_result(tiny_run: TinyRun, monkeypatch: pytest.M
     assert alike["members"] == len(tiny_run.data)
     assert all(0 <= m["hr@10"] <= 1 for m in alike["ranked_by"].values())
     text = markdown(found)
-    assert text.count("\n| 5 |") == 4
+    assert text.count("\n| 3 |") == 4
     assert "seeds 7, 8" in text
     for heading in ("**Search**", "**More like this**", "**Look-up of names**"):
         assert heading in text

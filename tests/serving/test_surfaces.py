@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from frontrow.foundation.schema import MAX_TEXT, SOURCES, Schema
+from frontrow.foundation.schema import MAX_TEXT, SOURCES, Schema, Vocabulary
 from frontrow.serving.homepage import HomepageEngine, Page
 from frontrow.serving.requests import PageRequest
 from frontrow.serving.store import Store
@@ -168,10 +168,11 @@ def test_where_nothing_is_left_the_row_is_empty(engine: HomepageEngine, store: S
 
 
 def test_the_context_is_read_with_the_surface_as_its_canvas(engine: HomepageEngine, store: Store) -> None:
-    """The tiny data has no canvas: the surface's is a value that the model never saw, and is counted."""
+    """The tiny data has no canvas: the surface's is a value that the model never saw, which only a request's own is
+    counted for."""
     for request, unknown in (
-        (asking("search", query="title"), ["context.canvas 'search'"]),
-        (asking("more_like_this", title_id=550, context={"canvas": None}), ["context.canvas 'more_like_this'"]),
+        (asking("search", query="title"), []),
+        (asking("more_like_this", title_id=550, context={"canvas": None}), []),
         (asking("search", query="title", context={"canvas": "kids"}), ["context.canvas 'kids'"]),
         (PageRequest(1000), []),
     ):
@@ -182,10 +183,13 @@ def test_the_context_is_read_with_the_surface_as_its_canvas(engine: HomepageEngi
     assert not np.array_equal(score(engine, tv), score(engine, phone))
 
 
-def test_a_schema_without_a_canvas_needs_none(store: Store) -> None:
+def test_the_surface_is_the_canvas_where_the_model_knows_it(store: Store) -> None:
     fields = tuple(f for f in store.schema.fields if f.name != "canvas")
-    without = cast(Store, SimpleNamespace(schema=Schema(fields, store.schema.title_fields)))
-    for of, expected in ((store, {"device": "TV", "canvas": "search"}), (without, {"device": "TV"})):
+    without = SimpleNamespace(schema=Schema(fields, store.schema.title_fields))
+    vocabularies = {**store.bundle.vocabularies, "canvas": Vocabulary(["home", "search"])}
+    knows = SimpleNamespace(schema=store.schema, bundle=SimpleNamespace(vocabularies=vocabularies))
+    for some, expected in ((knows, {"canvas": "search"}), (store, {}), (without, {})):
+        of, expected = cast(Store, some), {"device": "TV"} | expected
         context = {"query": "alien", "device": "TV"}
         assert question(of, "search", context) == Question(SEARCH, "alien")
         assert context == expected
