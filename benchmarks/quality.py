@@ -37,7 +37,14 @@ HEAD = """# Quality
 
 How well it ranks, measured. `python -m frontrow.benchmarks.quality` writes this page from the files in `results/`,
 which name command, device, versions, commit, seeds and date. The simulated world is simulated: its figures compare
-methods and say nothing about people.
+methods and say nothing about people. README.md explains HR@10, NDCG@10, MRR, coverage and novelty. Of pages:
+
+- NDCG2D: DCG of a page over its ideal, a wanted title in row i and place j of it worth 1 / log2(i + j).
+- Recall@m-by-n: share of what is wanted that stands in the first m rows and n places.
+- Row-AUC, Entity-AUC: how often a row, a title, that holds or is what is wanted scores above one of the page that is
+  not.
+- Page value: the true chance, in the simulated world, that a visit leads to a play that is enjoyed. Oracle: the page
+  made knowing the truth; logging policy: the one that made the log.
 """
 
 
