@@ -22,7 +22,7 @@ SECTIONS = (
     ("Search and more like this", "surfaces", "surfaces", "python -m frontrow.benchmarks.surfaces"),
     (
         "Calibration, diversity and what they cost",
-        "beyond_accuracy",
+        "beyond_accuracy_report",
         "beyond-accuracy",
         "python -m frontrow.benchmarks.beyond_accuracy",
     ),
