@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import statistics
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from ..training.evaluate import evaluate
 from ..training.export import export_bundle
 from ..training.interactions import Interactions, read_ml_1m
 from ..training.movielens import fetch_movielens_100k
-from ..training.runs import best_epoch, load_run, train_run
+from ..training.runs import best_epoch, load_run, read_metrics, train_run
 from ..training.train import Progress, TrainConfig
 from .provenance import RESULTS, provenance, write_result
 
@@ -54,7 +55,11 @@ def prepare(name: str, source: Path | None, interactions: Interactions | None) -
             raise ValueError("ml-1m must not be shipped: give --source, a folder with ml-1m.txt of the SASRec code")
         interactions = read_ml_1m(source)
     order = "(member, file order)" if interactions.timestamp is None else "(member, timestamp, file order)"
-    return interactions.write(Path("data") / name), interactions.schema(), order
+    if name not in SEEDS and not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError(f"{name!r} names a folder; give letters, digits, '-' and '_' alone")
+    # One's own data in a folder of their own: a file called movielens-100k must not pass for that data set.
+    folder = Path("data") / name if name in SEEDS else Path("data") / "interactions" / name
+    return interactions.write(folder), interactions.schema(), order
 
 
 def recipe(schema: Schema, events: int) -> tuple[Schema, TrainConfig]:
@@ -86,6 +91,7 @@ def reproduce(
     rows: dict[str, Any] = {}
     for seed in seeds:
         run = RUNS / name / f"seed-{seed}"
+        before = _epochs(run)
         with bar(seed) as on_progress:
             train_run(run, folder, data, replace(config, seed=seed), on_progress, resume=True)
         model, _ = load_run(run)
@@ -94,8 +100,10 @@ def reproduce(
             rows = {"rows": read_manifest(export_bundle(model, data, run / "bundles", {}))["metrics"]["rows"]}
         without = {f"{k}_without_request_fields": v for k, v in table["model_without_request_fields"].items()}
         found = table["model"] | (without if data.schema.request_columns.size else {})
-        runs.append({"seed": seed, **found, "epoch": int(best_epoch(run)["epoch"]), "seconds": _seconds(run)})
-        names = [k for k in runs[0] if k != "seed"]
+        made = _made_by(run, source, _epochs(run) > before)
+        epoch = int(best_epoch(run)["epoch"])
+        runs.append({"seed": seed, **found, "epoch": epoch, "seconds": _seconds(run), "made_by": made})
+        names = [k for k in runs[0] if k not in ("seed", "made_by")]
         content = {
             "dataset": f"{name}: {len(data.events.ids):,} events, {len(data):,} members, {len(data.titles):,} titles",
             "protocol": PROTOCOL.format(titles=len(data.titles), order=order),
@@ -150,6 +158,22 @@ def _seeds(seeds: list[dict[str, Any]]) -> str:
 def _spread(mean: dict[str, float], spread: dict[str, float], which: str) -> str:
     names = [f"{k}{which}" for k in ("hr@10", "ndcg@10", "mrr")]
     return " | ".join(f"{mean[k]:.4f}" + (f" ± {spread[k]:.4f}" if spread else "") for k in names)
+
+
+def _epochs(run: Path) -> int:
+    return len(read_metrics(run)) if (run / "metrics.csv").is_file() else 0
+
+
+def _made_by(run: Path, source: dict[str, Any], trained: bool) -> dict[str, str]:
+    """Commit, device and date of a seed's training, of each sitting if it had several: the file's own are those of the
+    evaluation. Kept in the run; empty for one that was trained elsewhere."""
+    file = run / "made-by.json"
+    made: dict[str, str] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    for name in ("commit", "device", "date") if trained else ():
+        sittings = made[name].split(" + ") if name in made else []
+        made[name] = " + ".join(dict.fromkeys([*sittings, source[name]]))
+    file.write_text(json.dumps(made), "utf-8")
+    return made
 
 
 def _seconds(run: Path) -> float:

@@ -24,7 +24,7 @@ import numpy as np
 
 from ..foundation.model import FoundationModel
 from ..serving.homepage import HomepageEngine, Ranked
-from ..serving.page import first_mass, log_mass, ordered_places
+from ..serving.page import FIRST_TITLES, first_mass, log_mass, ordered_places
 from ..serving.rows import rows_to_json
 from ..serving.store import Store
 from ..training.batches import training_events
@@ -75,7 +75,7 @@ def row_aucs(store: Store, ranked: Sequence[Ranked], chance: np.ndarray) -> dict
         own, true = np.append(one.worth.chance, 0.0), np.append(wanted[one.titles], 0.0)
         mass = log_mass(first_mass(order, most, own))
         held.append(first_mass(order, most, true))
-        shown.append(one.eligible.sum(1) >= [s.min_titles for s in specs])
+        shown.append(one.eligible.sum(1) >= [min(s.min_titles, FIRST_TITLES) for s in specs])
         for name, worth in worths(store, one).items():
             scores[name].append(worth.base + worth.slope * mass)
     share, there = np.stack(held), np.stack(shown)

@@ -72,6 +72,8 @@ def _asking(key: str, value: Any, context: Mapping[str, Any] | None) -> Any:
     """The context with a surface's question in it."""
     if context is not None and not isinstance(context, Mapping):
         return context  # which `_json` will name
+    if context is not None and key in context:
+        raise InvalidRequest(f"context has {key!r} too: {context[key]!r}; give it as the argument alone")
     return {**(context or {}), key: value}
 
 

@@ -18,6 +18,7 @@ TIERS = ("exact", "prefix", "words", "typos")  # how a title was found, the bett
 _EXACT, _PREFIX, _WORDS, _TYPOS = range(len(TIERS))
 _ARTICLES = ("the", "a", "an", "le", "la", "les", "l", "un", "une", "il", "lo", "el", "los", "las", "der", "die", "das",
              "ein", "eine")  # fmt: skip
+_ACCENTED = re.compile("([A-Za-z\u0370-\u03ff\u0400-\u052f])[\u0300-\u036f]+")  # a letter and its combining accents
 _FOLDED = str.maketrans({"æ": "ae", "œ": "oe", "ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th", "ı": "i",
                          "&": " and ", "’": "'", "ʼ": "'", "`": "'"})  # fmt: skip
 _BEHIND = re.compile(rf"(.+),\s*({'|'.join(_ARTICLES)})\b'?\s*(\(.*)?", re.DOTALL)  # `Matrix, The`
@@ -29,10 +30,10 @@ _CLOSE = 250  # words of most letter pairs in common, of which the near ones are
 
 
 def plain(text: str) -> str:
-    """Lower case without accents, an article behind the comma brought to the front; punctuation as it is."""
+    """Lower case without the accents of Latin, Greek and Cyrillic letters (in other scripts marks are letters of their
+    own), an article behind the comma brought to the front; punctuation as it is."""
     if not text.isascii():
-        letters = unicodedata.normalize("NFKD", text)
-        text = "".join(c for c in letters if not unicodedata.category(c).startswith("M"))
+        text = unicodedata.normalize("NFC", _ACCENTED.sub(r"\1", unicodedata.normalize("NFKD", text)))
     text = text.casefold().translate(_FOLDED)
     behind = _BEHIND.fullmatch(text)
     text = f"{behind[2]} {behind[1]} {behind[3] or ''}" if behind else text

@@ -157,13 +157,21 @@ def _ratings(file: Path, table: pa.Table) -> np.ndarray | None:
         raise DataError(
             f"{file}: column 'rating' has type {column.type} and {column.null_count} empty values; give numbers"
         )
-    return column.to_numpy().astype(np.float64)
+    ratings = column.to_numpy().astype(np.float64)
+    if not np.isfinite(ratings).all():
+        raise DataError(f"{file}: column 'rating' has {ratings[~np.isfinite(ratings)][0]}; give finite numbers")
+    return ratings
 
 
 def _metadata(file: Path, of_title: dict[int, str]) -> dict[str, list[object]]:
     """Columns by name, a value for each title of `of_title` by rising id; names are put into `of_title`."""
     table = _table(file, ("title",))
     by_text = {str(row["title"]): row for row in table.to_pylist()}
+    if len(by_text) < len(table):
+        texts = [str(t) for t in table["title"].to_pylist()]
+        raise DataError(f"{file}: title {next(t for t in texts if texts.count(t) > 1)!r} has several lines; give one")
+    if not by_text.keys() & set(of_title.values()):
+        raise DataError(f"{file}: none of its titles is among the interactions; {next(iter(by_text))!r} is its first")
     rows = [by_text.get(of_title[i], {}) for i in sorted(of_title)]
     found: dict[str, list[object]] = {}
     if "genres" in table.column_names:

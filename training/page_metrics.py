@@ -50,22 +50,28 @@ def relevance_of(pages: np.ndarray, relevance: np.ndarray) -> np.ndarray:
 def ndcg2d(pages: np.ndarray, relevance: np.ndarray, alpha: float = 1.0, beta: float = 1.0) -> np.ndarray:
     """N2DCG float64 [P] of pages of title indices int [P, R, C] with relevance [P, N]; NaN where nothing is relevant.
 
-    Σ (2^rel − 1) / log2(α·i + β·j), of the best that a page of that shape could have: the highest relevances placed
-    by ascending i + j.
+    Σ (2^rel − 1) / log2(α·i + β·j), of the best that a page of that shape could have: the highest relevances in the
+    cells of the greatest discounts, which are those of the least i + j where α = β. Raises ValueError for relevances
+    of no title.
     """
+    if not relevance.shape[1]:
+        raise ValueError("relevance has no titles; give [P, N] with N of 1 or more")
     count, rows, columns = pages.shape
     discount = discounts(rows, columns, alpha, beta)
     found = ((2.0 ** relevance_of(pages, relevance) - 1) * discount).sum((1, 2))
     most = min(rows * columns, relevance.shape[1])
     best = -np.partition(-relevance, most - 1, axis=1)[:, :most]
     gains = 2.0 ** -np.sort(-best, axis=1) - 1
-    ideal = (gains * discount.ravel()[_reading_order(rows, columns)][:most]).sum(1)
+    ideal = (gains * -np.sort(-discount, axis=None)[:most]).sum(1)
     return np.divide(found, ideal, out=np.full(count, np.nan), where=ideal > 0)
 
 
 def recall(pages: np.ndarray, relevance: np.ndarray, rows: int, columns: int) -> np.ndarray:
     """Recall@m-by-n float64 [P]: share of a page's relevant titles (relevance [P, N] above 0) that stand in the first
-    `rows` × `columns` cells; NaN where nothing is relevant. Rows may be short; a title in two of them counts once."""
+    `rows` × `columns` cells; NaN where nothing is relevant. Rows may be short; a title in two of them counts once.
+    Raises ValueError for a negative number of rows or columns."""
+    if rows < 0 or columns < 0:
+        raise ValueError(f"rows is {rows} and columns {columns}; give 0 or more")
     seen = relevance_of(pages[:, :rows, :columns], (relevance > 0).astype(float)).sum((1, 2))
     there = (relevance > 0).sum(1)
     return np.divide(seen, there, out=np.full(len(pages), np.nan), where=there > 0)
@@ -73,7 +79,9 @@ def recall(pages: np.ndarray, relevance: np.ndarray, rows: int, columns: int) ->
 
 def weighted_auc(scores: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> float:
     """The chance that a relevant sample scores above an irrelevant one, ties half. A sample of scores [S] is drawn as a
-    relevant one by its weight `positive` [S], as an irrelevant one by `negative` [S]. NaN if there is only one kind."""
+    relevant one by its weight `positive` [S], as an irrelevant one by `negative` [S]. NaN if there is only one
+    kind. A score that is NaN stands below all others."""
+    scores = np.where(np.isnan(scores), -np.inf, scores)
     _, level = np.unique(scores, return_inverse=True)
     relevant, irrelevant = np.bincount(level, positive), np.bincount(level, negative)
     total = relevant.sum() * irrelevant.sum()

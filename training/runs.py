@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -148,17 +149,25 @@ def load_run(run_dir: Path) -> tuple[FoundationModel, Dataset]:
 
 def read_earlier(run_dir: Path) -> Earlier:
     """A run to begin from. Its data may be another by now: what is needed of it stands in the run. Raises ValueError
-    naming what is missing."""
+    naming what is missing or damaged."""
     run = read_run(run_dir)
     if not (run_dir / "best.pt").is_file():
         raise ValueError(f"{run_dir / 'best.pt'} is missing: that run has no weights to begin from yet")
-    schema = Schema.from_dict(run["schema"])
-    if (file := run_dir / "vocabularies.json").is_file():
-        vocabularies = {name: Vocabulary(values) for name, values in json.loads(file.read_text("utf-8")).items()}
-    else:  # a run of an older version
-        vocabularies = load_run(run_dir)[1].vocabularies
-    weights = torch.load(run_dir / "best.pt", weights_only=True, map_location="cpu")
-    config = ModelConfig(**run["config"]["model"])
+    try:
+        schema, config = Schema.from_dict(run["schema"]), ModelConfig(**run["config"]["model"])
+        if (file := run_dir / "vocabularies.json").is_file():
+            vocabularies = {name: Vocabulary(values) for name, values in json.loads(file.read_text("utf-8")).items()}
+        else:  # a run of an older version
+            vocabularies = load_run(run_dir)[1].vocabularies
+        weights = torch.load(run_dir / "best.pt", weights_only=True, map_location="cpu")
+        sizes = {name: v.size for name, v in vocabularies.items()}
+        columns = sum(f.slots for f in schema.title_fields)
+        rows = sizes[schema.id_field.name]
+        FoundationModel(schema, config, sizes, torch.zeros(rows, columns, dtype=torch.int32)).load_state_dict(weights)
+    except (AttributeError, EOFError, KeyError, RuntimeError, TypeError, UnpicklingError) as error:
+        raise ValueError(f"{run_dir} is damaged ({type(error).__name__}: {error}); begin from another run") from error
+    if wrong := [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]:
+        raise ValueError(f"{run_dir / 'best.pt'}: {wrong[0]} has values that are not finite; begin from another run")
     return Earlier(run_dir.resolve(), schema, vocabularies, config, weights, weights_fingerprint(run_dir))
 
 

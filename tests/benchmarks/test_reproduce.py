@@ -43,6 +43,8 @@ def test_interactions_of_ones_own_give_the_table_and_are_not_trained_twice(folde
     again = json.loads(reproduce(folder, *options).stdout)
     assert weights.stat().st_mtime_ns == before
     assert again["seeds"] == result["seeds"]
+    assert all(run["made_by"]["commit"] == result["commit"] for run in result["seeds"])
+    assert (folder / "data/interactions/plays/events.parquet").is_file(), "no name takes another data set's folder"
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,7 @@ def test_interactions_of_ones_own_give_the_table_and_are_not_trained_twice(folde
         (("ml-1m", "--interactions", "plays.csv"), "a name that is not one of them"),
         (("ml-100k", "--titles", "plays.csv"), "--titles goes with --interactions"),
         (("--interactions", "nowhere.csv"), "nowhere.csv"),
+        (("../elsewhere", "--interactions", "plays.csv"), "'../elsewhere' names a folder"),
     ],
 )
 def test_what_does_not_go_together_is_one_clear_line(folder: Path, options: tuple[str, ...], words: str) -> None:

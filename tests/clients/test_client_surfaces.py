@@ -83,8 +83,8 @@ def test_the_answer_as_json() -> None:
         "label": "More like Up",
         "fallback": "no_match",
         "titles": [
-            {"title_id": 8, "name": "Heat", "score": 2.0, "source": "lexical"},
-            {"title_id": 7, "name": "Amélie", "score": 1.5, "source": "lexical"},
+            {"title_id": 8, "name": "Heat", "score": 2.0, "source": "lexical", "probability": None},
+            {"title_id": 7, "name": "Amélie", "score": 1.5, "source": "lexical", "probability": None},
         ],
     }
     assert found.to_dict() == expected
@@ -99,6 +99,11 @@ def test_a_server_that_does_not_know_surfaces_is_named() -> None:
 
     with pytest.raises(ServerFault, match="a surface of one row was asked for, 2 rows came"):
         HomepageClient(transport=Older()).search("heat")
+
+
+def test_a_question_in_the_context_too_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="context has 'query' too: 'alien'"):
+        HomepageClient(transport=FakeServer()).search("heat", context={"query": "alien"})
 
 
 def test_the_asyncio_client_does_the_same() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from frontrow.serving.search import TIERS, TitleSearch
+from frontrow.serving.search import TIERS, TitleSearch, plain
 
 NAMES = [
     "Alien", "Aliens", "The Alienist", "Matrix, The", "The Matrix Reloaded", "Les Misérables", "M*A*S*H", "Face/Off",
@@ -198,3 +198,10 @@ def test_against_a_search_through_all_names() -> None:
                 expected.append((2, title))
         titles, tiers = search.find(query, 400, enough=0)
         assert list(zip(tiers.tolist(), titles.tolist(), strict=True)) == sorted(expected), query
+
+
+def test_marks_of_scripts_that_spell_with_them_are_kept() -> None:
+    assert len({plain(word) for word in ("कल", "काल", "कला")}) == 3
+    assert plain("ガラス") != plain("カラス")
+    assert plain("Amélie") == plain("AMELIE")
+    assert plain("Ёлка") == plain("елка")

@@ -52,6 +52,7 @@ def test_metadata_gives_names_genres_and_years(tmp_path: Path) -> None:
         ("member,title\n-1,2\n", "column 'member' has -1"),
         ("member,title\n1.5,2\n", "column 'member' has type double; give integers or texts"),
         ("member,title,rating\n1,2,good\n", "column 'rating' has type string"),
+        ("member,title,rating\n1,2,inf\n", "column 'rating' has inf; give finite numbers"),
         ("member,title\n", "has no lines"),
     ],
 )
@@ -60,6 +61,20 @@ def test_a_file_that_does_not_fit_is_named(tmp_path: Path, text: str, words: str
     with pytest.raises(DataError, match=words) as error:
         read_interactions(tmp_path / "plays.csv")
     assert "plays.csv" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("title,name\nb,Bee\nb,Wasp\n", "title 'b' has several lines"),
+        ("title,name\nB,Bee\n", "none of its titles is among the interactions; 'B' is its first"),
+    ],
+)
+def test_a_file_of_titles_that_does_not_fit_is_named(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "plays.csv").write_text(CSV)
+    (tmp_path / "titles.csv").write_text(text)
+    with pytest.raises(DataError, match=f"titles.csv: {words}"):
+        read_interactions(tmp_path / "plays.csv", tmp_path / "titles.csv")
 
 
 def test_ml_1m_is_read_from_either_copy(tmp_path: Path) -> None:

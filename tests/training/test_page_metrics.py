@@ -147,3 +147,17 @@ def test_entity_auc_counts_a_title_at_its_first_place_and_no_empty_cell() -> Non
     assert entity_auc(scores, pages, relevance(t1=1)) == 1
     assert entity_auc(scores, pages, relevance(t0=1)) == 0
     assert entity_auc(scores, pages, relevance(t0=1), weight=np.ones(pages.shape)) == 0
+
+
+def test_the_ideal_stands_where_the_discounts_are_greatest() -> None:
+    down = np.array([[[0, NONE, NONE], [1, NONE, NONE], [2, NONE, NONE]]])
+    assert ndcg2d(down, np.ones((1, 3)), alpha=0.2, beta=3) == pytest.approx([1])
+
+
+def test_what_cannot_be_measured_is_named_and_a_score_that_is_nan_stands_last() -> None:
+    page = np.array([[[0, 1]]])
+    with pytest.raises(ValueError, match="relevance has no titles"):
+        ndcg2d(np.full((1, 1, 1), NONE), np.ones((1, 0)))
+    with pytest.raises(ValueError, match="rows is -1"):
+        recall(page, relevance(t0=1), -1, 1)
+    assert weighted_auc(np.array([np.nan, 1, 0]), np.array([1, 0, 0]), np.array([0, 1, 1])) == 0

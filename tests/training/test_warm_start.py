@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -250,6 +250,28 @@ def test_a_run_remembers_where_it_began(
 def test_a_run_without_weights_is_no_beginning(tiny_run: TinyRun, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_bytes((tiny_run.run_dir / "run.json").read_bytes())
     with pytest.raises(ValueError, match=r"best.pt is missing"):
+        read_earlier(tmp_path)
+
+
+def test_a_damaged_run_is_no_beginning(tiny_run: TinyRun, tmp_path: Path) -> None:
+    def with_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+        weights = torch.load(tiny_run.run_dir / "best.pt", weights_only=True)
+        change(weights)
+        torch.save(weights, tmp_path / "best.pt")
+
+    for name in ("run.json", "vocabularies.json"):
+        (tmp_path / name).write_bytes((tiny_run.run_dir / name).read_bytes())
+    with_weights(lambda weights: weights.pop("heads.member.weight"))
+    with pytest.raises(ValueError, match=r"(?s)damaged .*heads.member.weight"):
+        read_earlier(tmp_path)
+    with_weights(lambda weights: weights["heads.member.weight"].fill_(torch.nan))
+    with pytest.raises(ValueError, match=r"heads.member.weight has values that are not finite"):
+        read_earlier(tmp_path)
+    (tmp_path / "best.pt").write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="damaged"):
+        read_earlier(tmp_path)
+    (tmp_path / "vocabularies.json").write_text("{}")
+    with pytest.raises(ValueError, match="damaged"):
         read_earlier(tmp_path)
 
 
