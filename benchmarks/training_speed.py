@@ -43,7 +43,7 @@ def measured(processes: int, d_model: int, batch_tokens: int) -> dict[str, float
         start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         given = ["--run", scratch, "--d-model", str(d_model), "--batch-tokens", str(batch_tokens)]
         environment = {"OMP_NUM_THREADS": "1"} | os.environ
-        command = [*start, "-m", "frontrow.benchmarks.training_speed", *given]
+        command = [*start, "-m", "--", "frontrow.benchmarks.training_speed", *given]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")

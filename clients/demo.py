@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..foundation.bundle import bundle_versions, newest_bundle, read_manifest
+from ..foundation.bundle import BundleError, newest_bundle, read_manifest
 from ..foundation.schema import default_schema
 from ..serving.serve import serve_bundle
 from ..training.data import load_dataset, recent_events
@@ -37,7 +37,9 @@ def run_demo(
                 again = can_resume(run, dataset, config)
                 train_run(run, DATA, dataset, config, on_progress, resume=again, overwrite=not again)
     with _stage("evaluation and bundle"):
-        made_of = read_manifest(newest_bundle(bundles)).get("weights") if bundle_versions(bundles) else None
+        made_of = None
+        with suppress(BundleError):  # none yet, or one of an older version
+            made_of = read_manifest(newest_bundle(bundles)).get("weights")
         if made_of == weights_fingerprint(run) and (run / "evaluation.json").is_file():
             path = newest_bundle(bundles)
             show.evaluation(console, run, json.loads((run / "evaluation.json").read_text("utf-8")))
