@@ -168,22 +168,30 @@ def train(
             state.best, state.best_epoch = validation["ndcg@10"], state.epoch
             if rank == 0:
                 _save(run_dir / "best.pt", model.state_dict())
-        state.history.append(
-            {
-                "epoch": state.epoch,
-                "seconds": round(time.monotonic() - started, 2),
-                "tokens_per_second": round(speed[0]),
-                "utilisation": round(speed[1], 4),
-                "learning_rate": rate,
-            }
-            | {f"loss_{name}": s / len(batches) for name, s in sums.items()}
-            | {f"validation_{name}": v for name, v in validation.items()}
-        )
+        means = {name: s / len(batches) for name, s in sums.items()}
+        seconds = time.monotonic() - started
+        state.history.append(_line(state.epoch, seconds, speed, rate, means, validation))
         _save_checkpoint(run_dir, state, model, optimizer, config, rank, world)
         on_progress(Progress(state.epoch - 1, len(batches), len(batches), means, validation, *speed))
     if world > 1:
         dist.barrier()  # best.pt is written by the first process
     return load_best(model, run_dir)
+
+
+def _line(
+    epoch: int, seconds: float, speed: tuple[float, float], rate: float, losses: Mapping[str, float],
+    validation: Mapping[str, float],
+) -> dict[str, float]:  # fmt: skip
+    """An epoch's line of metrics.csv."""
+    return {
+        "epoch": epoch,
+        "seconds": round(seconds, 2),
+        "tokens_per_second": round(speed[0]),
+        "utilisation": round(speed[1], 4),
+        "learning_rate": rate,
+        **{f"loss_{name}": loss for name, loss in losses.items()},
+        **{f"validation_{name}": value for name, value in validation.items()},
+    }
 
 
 def _validate(model: FoundationModel, data: Dataset, rank: int, world: int) -> dict[str, float]:
