@@ -144,7 +144,7 @@ def train(
     from ..training.runs import best_epoch, read_earlier, train_run
     from ..training.train import is_first_process
 
-    console.quiet = errors.quiet = others = not is_first_process()
+    console.quiet = others = not is_first_process()  # an error is told by all: the first to exit ends the others
     config, fields = train_config(epochs, seed), default_schema()
     if begin_from:
         earlier = read_earlier(begin_from)
@@ -155,11 +155,11 @@ def train(
     last: dict[str, Any] = {"epoch": -1, "losses": {}, "validation": {}}
     try:
         with show.training_bar(errors, config.epochs, last, quiet=as_json or others) as on_progress:
-            errors.quiet = False  # from here on one process may fail alone
             train_run(run, data, dataset, config, on_progress, resume, overwrite, begin_from)
     except KeyboardInterrupt:
-        errors.quiet, go_on = others, (run / "checkpoint.pt").is_file()
-        errors.print("stopped; go on with --resume" if go_on else "stopped before the first epoch ended")
+        go_on = (run / "checkpoint.pt").is_file()
+        if not others:
+            errors.print("stopped; go on with --resume" if go_on else "stopped before the first epoch ended")
         raise typer.Exit(130) from None
     if others:
         return
