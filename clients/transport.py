@@ -5,6 +5,7 @@ In production gRPC to NVIDIA Triton Inference Server; in tests anything with the
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any, Protocol
 
@@ -24,7 +25,7 @@ from .errors import (
     ServerUnavailable,
 )
 
-_CHANNEL_OPTIONS = [
+_CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
     # A history of 100,000 events or a slice of a catalogue is larger than gRPC's 4 MiB. −1 is no limit.
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -35,6 +36,36 @@ _CHANNEL_OPTIONS = [
     # The pause between attempts to reconnect grows to two minutes by default: too long after a restart.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
+]
+
+# For a name behind which several servers stand: requests go to each in turn, and one that a server refuses because it
+# ends or is full goes to the next, while at least as many succeed as fail: under overload repeating would add to it.
+_BALANCED: list[tuple[str, int | str]] = [
+    (
+        "grpc.service_config",
+        json.dumps(
+            {
+                "loadBalancingConfig": [{"round_robin": {}}],
+                "methodConfig": [
+                    {
+                        "name": [{"service": "inference.GRPCInferenceService"}],
+                        "retryPolicy": {
+                            "maxAttempts": 3,
+                            "initialBackoff": "0.01s",
+                            "maxBackoff": "0.1s",
+                            "backoffMultiplier": 2,
+                            "retryableStatusCodes": ["UNAVAILABLE"],
+                        },
+                    }
+                ],
+                "retryThrottling": {"maxTokens": 20, "tokenRatio": 1.0},  # gRPC 1.85 takes 1 for 0
+            }
+        ),
+    ),
+    # The name is asked again when a connection ends, by default at most every 30 s: a server that came is found, and
+    # one that went forgotten, so much later.
+    ("grpc.dns_min_time_between_resolutions_ms", 5_000),
+    ("grpc.enable_http_proxy", 0),  # a proxy would choose one server for all requests
 ]
 
 _CLOSED = "this client is closed; make a new one"
@@ -80,6 +111,7 @@ class AsyncTransport(Protocol):
 class GrpcTransport:
     """gRPC to a Triton Server at `url`, "host:port". One connection, shared by all threads.
 
+    "dns:///host:port" is one connection to each address of the host, and requests go to all of them in turn.
     Connects on the first call. Raises InvalidRequest if `url` carries a scheme such as http://.
     """
 
@@ -144,8 +176,10 @@ def _checked(url: str) -> str:
     return url
 
 
-def _channel_options(url: str) -> list[tuple[str, int]]:
+def _channel_options(url: str) -> list[tuple[str, int | str]]:
     """gRPC honours http_proxy and no_proxy; but no proxy reaches a server on this very host."""
+    if url.startswith("dns:"):
+        return [*_CHANNEL_OPTIONS, *_BALANCED]
     here = url.rpartition(":")[0] in ("localhost", "127.0.0.1", "[::1]")
     return [*_CHANNEL_OPTIONS, *([("grpc.enable_http_proxy", 0)] if here else [])]
 

@@ -29,6 +29,7 @@ from frontrow.clients import (
     ServerUnavailable,
 )
 from frontrow.foundation.schema import WIRE
+from name_server import NameServer
 from tritonclient.grpc import InferInput, service_pb2, service_pb2_grpc
 
 Infer = Callable[..., dict[str, np.ndarray]]
@@ -308,6 +309,70 @@ def test_a_server_on_this_host_is_reached_whatever_proxy_is_set(
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
     GrpcTransport(served[0]).infer("catalogue", OFFSET, timeout_s=5)
+
+
+# Several servers behind one name
+
+
+@pytest.fixture
+def two_servers() -> Iterator[tuple[int, Servicer, Servicer]]:
+    """One port on two addresses, as two pods have it."""
+    first, second = (grpc.server(ThreadPoolExecutor(4)) for _ in range(2))
+    servicers = Servicer(), Servicer()
+    port = first.add_insecure_port("127.0.0.1:0")
+    assert second.add_insecure_port(f"127.0.0.2:{port}") == port
+    for server, servicer in zip((first, second), servicers, strict=True):
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+        server.start()
+    yield port, *servicers
+    for server in (first, second):
+        server.stop(None).wait()
+
+
+def ask_both(transport: GrpcTransport, *servicers: Servicer) -> None:
+    """Until both are connected: the first that is gets all requests before."""
+    deadline = time.monotonic() + 5
+    while not all(s.requests for s in servicers) and time.monotonic() < deadline:
+        transport.infer("catalogue", OFFSET, timeout_s=5)
+    for servicer in servicers:
+        servicer.requests.clear()
+
+
+def test_a_dns_name_shares_requests_among_all_its_servers(two_servers: tuple[int, Servicer, Servicer]):
+    port, first, second = two_servers
+    with NameServer(["127.0.0.1", "127.0.0.2"]) as names, closing(GrpcTransport(names.url(port))) as transport:
+        ask_both(transport, first, second)
+        for _ in range(40):
+            transport.infer("catalogue", OFFSET, timeout_s=5)
+    assert len(first.requests) + len(second.requests) == 40
+    assert abs(len(first.requests) - len(second.requests)) <= 4
+
+
+def test_both_transports_know_dns_names(infer: Infer, two_servers: tuple[int, Servicer, Servicer]):
+    with NameServer(["127.0.0.2"]) as names:
+        assert infer(names.url(two_servers[0]), "catalogue", OFFSET, timeout_s=5)["title_ids"].shape == (1, 4)
+    assert two_servers[2].requests
+
+
+def test_what_one_server_refuses_another_answers(two_servers: tuple[int, Servicer, Servicer]):
+    port, first, second = two_servers
+    with NameServer(["127.0.0.1", "127.0.0.2"]) as names, closing(GrpcTransport(names.url(port))) as transport:
+        ask_both(transport, first, second)
+        first.failure = grpc.StatusCode.UNAVAILABLE, "Request for unknown model: 'catalogue' has no available versions"
+        for _ in range(60):  # longer than the tokens of a wrong ratio last
+            transport.infer("catalogue", OFFSET, timeout_s=5)
+        assert first.requests
+
+
+def test_overload_of_all_servers_is_not_repeated_for_ever(two_servers: tuple[int, Servicer, Servicer]):
+    port, first, second = two_servers
+    with NameServer(["127.0.0.1", "127.0.0.2"]) as names, closing(GrpcTransport(names.url(port))) as transport:
+        ask_both(transport, first, second)
+        first.failure = second.failure = grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size"
+        for _ in range(40):
+            with pytest.raises(Overloaded):
+                transport.infer("catalogue", OFFSET, timeout_s=5)
+    assert len(first.requests) + len(second.requests) < 60, "without a limit three times 40"
 
 
 # The package
