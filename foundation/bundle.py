@@ -72,6 +72,12 @@ class Bundle:
         """Tells bundles of different content apart, whatever their numbers; empty while it is being made."""
         return str(self.manifest.get("manifest_sha256", ""))
 
+    @property
+    def times(self) -> dict[str, float]:
+        """Seconds since 1970: `export`, when the bundle and its vectors were made; `newest_event`, of its data."""
+        made = datetime.fromisoformat(self.manifest["created"]).timestamp()
+        return {"export": made, **({"newest_event": float(self.manifest["as_of"])} if "as_of" in self.manifest else {})}
+
     def build_model(self) -> FoundationModel:
         """The foundation model in evaluation mode. Raises BundleError if the weights do not fit its config."""
         try:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,11 +62,13 @@ class Ranked:
 
 
 class HomepageEngine:
-    """Answers page requests from a Store; `counters` has what was answered and what was not perfect."""
+    """Answers page requests from a Store. `counters` has what was answered and what was not perfect, `stage_seconds`
+    the time of each stage, that of whole batches."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.counters: Counter[str] = Counter()
+        self.stage_seconds: defaultdict[str, float] = defaultdict(float)
 
     def pages(self, requests: Sequence[PageRequest], now: float | None = None) -> list[Page | ValueError]:
         """A page, or the error to give back, for each request, in order."""
@@ -77,6 +79,8 @@ class HomepageEngine:
         made = iter(self._pages([r for r, _ in good], [p for _, p in good], clock) if good else ())
         answers = [next(made) if isinstance(p, Prepared) else p for p in prepared]
         self._count(answers)
+        for stage, milliseconds in clock.laps.items():
+            self.stage_seconds[stage] += milliseconds / 1000
         return answers
 
     def prepare(self, requests: Sequence[PageRequest], now: float) -> list[Prepared | ValueError]:

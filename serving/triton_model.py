@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..foundation.events import Counts
 from ..foundation.schema import ANONYMOUS, WIRE, Tensor
 from .homepage import HomepageEngine, Page, check_known
 from .requests import BadRequest, PageRequest, RequestError
@@ -27,6 +28,11 @@ _NUMPY = {"INT64": np.int64, "INT32": np.int32, "FP32": np.float32, "UINT8": np.
 Row = Mapping[str, np.ndarray]
 Compute = Callable[[Sequence[Row]], Sequence["Row | ValueError"]]
 
+# What MetricsExport shows from the start: a rise from nothing to 1 is no rise to whoever computes rates.
+_FALLBACKS = ("unknown_member", "empty_history", "unknown_titles", "nothing_left")
+_COUNTED = ("pages", "refused", "failed", *(f"fallback_{name}" for name in _FALLBACKS), *Counts().numbers())
+_STAGES = ("prepare", "encode", "retrieve", "score", "assemble")
+
 
 def open_engine(args: Mapping[str, str]) -> HomepageEngine:
     """The engine of the bundle that the launcher wrote into the model's config, warm and checked against the bundle's
@@ -34,6 +40,7 @@ def open_engine(args: Mapping[str, str]) -> HomepageEngine:
     engine = HomepageEngine(Store.open(bundle_dir(args)))
     check_known(engine)
     engine.counters.clear()  # the proof is nobody's page
+    engine.stage_seconds.clear()
     return engine
 
 
@@ -42,8 +49,14 @@ def bundle_dir(args: Mapping[str, str]) -> Path:
     return Path(json.loads(args["model_config"])["parameters"]["bundle_dir"]["string_value"])
 
 
-def execute(pb_utils: Any, model: str, requests: Sequence[Any], compute: Compute) -> list[Any]:
-    """One response per request, in order. Every row of every request is computed in one call."""
+def execute(
+    pb_utils: Any, model: str, requests: Sequence[Any], compute: Compute, counters: Counter[str] | None = None
+) -> list[Any]:
+    """One response per request, in order. Every row of every request is computed in one call.
+
+    `counters["failed"]` rises with each request that fails and its caller is not to blame: Triton Server, which sends
+    the error, counts a success.
+    """
     inputs, outputs = WIRE[model]
     rows: list[Row] = []
     shares: list[range | ValueError] = []
@@ -62,6 +75,8 @@ def execute(pb_utils: Any, model: str, requests: Sequence[Any], compute: Compute
         wrong = [(row, a) for row, a in enumerate(mine) if isinstance(a, Exception)]
         if wrong:
             row, error = wrong[0]
+            if counters is not None and not isinstance(error, BadRequest):
+                counters["failed"] += 1
             responses.append(_error(pb_utils, error, f"row {row} of the batch: " if len(mine) > 1 else ""))
         else:
             tensors = [pb_utils.Tensor(t.name, _stack(t, [a[t.name] for a in mine])) for t in outputs]  # type: ignore[index]
@@ -180,22 +195,47 @@ def with_requests(
     return [next(answers) if isinstance(r, PageRequest) else r for r in found]
 
 
-class CounterExport:
-    """Publishes an engine's counters on Triton Server's metrics endpoint as `frontrow_homepage_total{what=…}`."""
+class MetricsExport:
+    """Publishes an engine's counters, stage times and bundle on Triton Server's metrics endpoint."""
 
-    def __init__(self, pb_utils: Any) -> None:
-        self._family = pb_utils.MetricFamily(
-            name="frontrow_homepage_total",
-            description="Pages answered, requests refused, fallbacks by name, and values that were not perfect",
-            kind=pb_utils.MetricFamily.COUNTER,
+    def __init__(self, pb_utils: Any, engine: HomepageEngine) -> None:
+        self._engine = engine
+        counter, gauge = pb_utils.MetricFamily.COUNTER, pb_utils.MetricFamily.GAUGE
+        what = "Pages answered, requests refused or failed, fallbacks by name, and values that were not perfect"
+        pages = pb_utils.MetricFamily(name="frontrow_homepage_total", description=what, kind=counter)
+        self._pages = _Rising(pages, "what", _COUNTED)
+        what = "Time that whole batches took in each stage"
+        stages = pb_utils.MetricFamily(name="frontrow_stage_seconds_total", description=what, kind=counter)
+        self._stages = _Rising(stages, "stage", _STAGES)
+        self._bundle = pb_utils.MetricFamily(
+            name="frontrow_bundle_timestamp_seconds",
+            description="When the served bundle was exported, and its newest event; seconds since 1970",
+            kind=gauge,
         )
-        self._metrics: dict[str, Any] = {}
-        self._sent: Counter[str] = Counter()
+        self._times = []  # kept: a metric that is let go disappears
+        for of, seconds in engine.store.bundle.times.items():
+            labels = {"version": str(engine.store.version), "of": of}
+            self._times.append(self._bundle.Metric(labels=labels))
+            self._times[-1].set(seconds)
 
-    def publish(self, counters: Counter[str]) -> None:
+    def publish(self) -> None:
         """Add what is new since the last call."""
-        for name, value in counters.items():
+        self._pages.publish(self._engine.counters)
+        self._stages.publish(self._engine.stage_seconds)
+
+
+class _Rising:
+    """Counters of one family, by the value of their label."""
+
+    def __init__(self, family: Any, label: str, names: Iterable[str]) -> None:
+        self._family, self._label = family, label
+        self._metrics: dict[str, Any] = {}
+        self._sent: dict[str, float] = {}
+        self.publish(dict.fromkeys(names, 0))
+
+    def publish(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
             if name not in self._metrics:
-                self._metrics[name] = self._family.Metric(labels={"what": name})
-            self._metrics[name].increment(value - self._sent[name])
-        self._sent = counters.copy()
+                self._metrics[name] = self._family.Metric(labels={self._label: name})
+            self._metrics[name].increment(value - self._sent.get(name, 0))
+        self._sent = dict(values)

@@ -50,24 +50,25 @@ class InferenceResponse:
 
 @dataclass
 class MetricFamily:
-    """Counters by label."""
+    """Counters and gauges, by the values of their labels."""
 
     name: str
     description: str
     kind: str
     values: dict[str, float] = field(default_factory=dict)
-    COUNTER = "counter"
+    COUNTER, GAUGE = "counter", "gauge"
 
     def Metric(self, labels: dict[str, str]) -> Any:
-        (key,) = labels.values()
+        key = " ".join(labels.values())
         assert key not in self.values, "a metric is made once"
         self.values[key] = 0.0
 
         def increment(by: float) -> None:
             assert by >= 0, "Triton Server's counters refuse to fall"
+            assert self.kind == self.COUNTER
             self.values[key] += by
 
-        return SimpleNamespace(increment=increment)
+        return SimpleNamespace(increment=increment, set=lambda value: self.values.update({key: value}))
 
 
 def request(arrays: dict[str, np.ndarray]) -> list[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -249,7 +250,8 @@ def test_an_exception_that_nobody_foresaw_breaks_only_its_own_row(
     assert broken.error.code_ == TritonError.INTERNAL
     assert type(error).__name__ in broken.error.message_
     assert first.error is last.error is None
-    assert model.counters._family.values["pages"] == 2
+    assert counted(model)["pages"] == 2
+    assert counted(model)["failed"] == 1
 
 
 def test_counters_reach_the_metrics_without_the_warm_up(tiny_bundle: Path) -> None:
@@ -260,10 +262,27 @@ def test_counters_reach_the_metrics_without_the_warm_up(tiny_bundle: Path) -> No
         ([-1], {"pages": 3, "fallback_unknown_member": 1, "refused": 1, "fallback_empty_history": 1}),
     ):
         model.execute([request(inputs("homepage", member_id=[m])) for m in asked])
-        found = model.counters._family.values
+        found = counted(model)
         assert {k: v for k, v in found.items() if v and k != "truncated"} == expected
     assert found["truncated"] > 0, "member 1001 did more than the tiny model reads"
-    assert model.counters._family.name == "frontrow_homepage_total"
+
+
+def counted(model: Any) -> dict[str, float]:
+    return model.metrics._pages._family.values
+
+
+def test_metrics_tell_stage_times_and_the_age_of_the_bundle(tiny_bundle: Path) -> None:
+    model = load_model("homepage", tiny_bundle)
+    stages = model.metrics._stages._family
+    assert stages.name == "frontrow_stage_seconds_total"
+    assert set(stages.values.values()) == {0.0}, "the warm-up is nobody's page"
+    for _ in range(2):
+        before = dict(stages.values)
+        answer(model, **inputs("homepage", member_id=[1001]))
+        assert all(stages.values[stage] > before[stage] for stage in stages.values)
+    manifest = json.loads((tiny_bundle / "manifest.json").read_text())
+    exported = datetime.fromisoformat(manifest["created"]).timestamp()
+    assert model.metrics._bundle.values == {"1 export": exported, "1 newest_event": manifest["as_of"]}
 
 
 # --- The stages, and the catalogue ---
