@@ -267,9 +267,16 @@ def serve(
     grpc_port: GrpcPort = GRPC_PORT,
     http_port: HttpPort = 8000,
     metrics_port: MetricsPort = 8002,
-    log: Annotated[Path, typer.Option(help="Triton Server's log.")] = Path("runs/server.log"),
+    log: Annotated[Path, typer.Option(readable=False, help="Triton Server's log; /dev/stdout in a container.")] = Path(
+        "runs/server.log"
+    ),
     stages: Annotated[bool, typer.Option("--stages", help="Load the models of the single stages too.")] = False,
     instances: Annotated[int, typer.Option(min=1, help="Copies of the model, each a process.")] = 1,
+    control_key: Annotated[
+        str | None,
+        typer.Option(envvar="FRONTROW_CONTROL_KEY", help="Whoever sends it may load models; default: nobody."),
+    ] = None,
+    tritonserver: Annotated[list[str] | None, typer.Argument(help="After --: further options of tritonserver.")] = None,
 ) -> None:
     """Serve a bundle with Triton Server.
 
@@ -290,7 +297,8 @@ def serve(
                 server = stack.enter_context(
                     serve_bundle(
                         path, host=host, grpc_port=grpc_port, http_port=http_port, metrics_port=metrics_port,
-                        log=log, stages=stages, instances=instances,
+                        log=log, stages=stages, instances=instances, control_key=control_key,
+                        extra_args=tritonserver or (),
                     )
                 )  # fmt: skip
             of = json.loads((path / MANIFEST).read_bytes()).get("data_set")

@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,13 @@ def serve_bundle(
     stages: bool = False,
     instances: int = 1,
     control_key: str | None = None,
+    extra_args: Sequence[str] = (),
     on_tick: Callable[[float], None] | None = None,
 ) -> Iterator[TritonServer]:
     """A Triton Server that serves `bundle` until the block ends; entered when it is ready, warm and proved.
 
     host: the address to listen on, 0.0.0.0 for every interface. stages: also load the stage models. control_key:
-    whoever holds it may load and unload models; default random.
+    whoever holds it may load and unload models; default random. extra_args: further options of tritonserver.
     Raises BundleError before anything starts if the bundle is not whole; ServerError if the server does not come up
     or answers a known request wrongly.
     """
@@ -62,6 +63,7 @@ def serve_bundle(
             repository=repository, load=models, log=log, host=host, grpc_port=grpc_port, http_port=http_port,
             metrics_port=metrics_port, control_key=control_key or secrets.token_urlsafe(24),
             scratch=Path(scratch), threads=max(1, (os.cpu_count() or 1) // instances) if instances > 1 else None,
+            extra_args=extra_args,
         )  # fmt: skip
         with server:
             server.wait_ready(READY_TIMEOUT_S, on_tick)

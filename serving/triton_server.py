@@ -223,7 +223,7 @@ class TritonServer:
     scratch: Path | None = None
     extra_args: Sequence[str] = ()
     name: str = field(default="", init=False)
-    _log_start: int = field(default=0, init=False)
+    _log_start: int | None = field(default=0, init=False)
     _stubs: Counter[str] = field(default_factory=Counter, init=False)
     _looked: float = field(default=0.0, init=False)
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
@@ -256,8 +256,9 @@ class TritonServer:
         self.name = f"frontrow-{os.getpid()}-{secrets.token_hex(4)}"
         self._stubs = Counter()
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as log:
-            self._log_start = log.tell()
+        # In a container standard output may be another user's pipe, which cannot be opened a second time.
+        with os.fdopen(os.dup(1), "ab") if self.log == Path("/dev/stdout") else self.log.open("ab") as log:
+            self._log_start = log.tell() if log.seekable() else None
             ours, theirs = socket.socketpair()
             with theirs:
                 self._process = subprocess.Popen(
@@ -346,6 +347,8 @@ class TritonServer:
         """
         code = self.poll()
         if code is not None:
+            if self._log_start is None:  # a terminal or pipe, on which the errors stand already
+                raise ServerDied(code, self.log, ())
             with self.log.open("rb") as log:
                 log.seek(self._log_start)
                 raise ServerDied(code, self.log, error_lines(log.read().decode(errors="replace")))
@@ -402,6 +405,7 @@ class TritonServer:
             "--disable-auto-complete-config",
             "--exit-on-error=true",
             "--strict-readiness=true",
+            "--metrics-config=summary_latencies=true",  # p50 to p99, which sums cannot tell
             f"--exit-timeout-secs={DRAIN_SECONDS}",
             *(f"--{service}-port={port}" for service, port in self._ports.items()),
             *(f"--{service}-address={self.host}" for service in self._ports),
