@@ -314,18 +314,6 @@ def test_the_readme_tree_names_only_what_exists() -> None:
     assert sorted(f for f in files - named if not f.endswith("__init__.py")) == []
 
 
-def test_the_dockerfile_installs_what_exists() -> None:
-    import tomllib
-
-    text = (ROOT / "Dockerfile").read_text("utf-8")
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
-    wanted = re.search(r"\.whl\)\[([\w,]+)\]", text)
-    assert wanted is not None
-    assert set(wanted[1].split(",")) <= set(extras)
-    assert "nvidia-pytriton" not in str([extras[name] for name in wanted[1].split(",")])
-    assert 'ENTRYPOINT ["frontrow", "serve"' in text
-
-
 @pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="it would measure")
 def test_bench_runs_a_benchmark_with_its_own_options(tmp_path: Path) -> None:
     helped = run("bench", "kernels", "--help", cwd=tmp_path)

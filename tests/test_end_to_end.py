@@ -16,13 +16,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from deploy_files import selectors, selects_something
 from frontrow.clients import AsyncHomepageClient, Homepage, HomepageClient, InvalidRequest, SchemaMismatch
 from frontrow.foundation.schema import SOURCES, Schema, default_schema
 from frontrow.serving.homepage import HomepageEngine, Page
 from frontrow.serving.requests import PageRequest
 from frontrow.serving.serve import serve_bundle
 from frontrow.serving.store import Store
-from frontrow.serving.triton_server import CONTROL_HEADER, ServerNotFound, TritonServer, find_tritonserver
+from frontrow.serving.triton_server import (
+    CONTROL_HEADER,
+    ServerNotFound,
+    TritonServer,
+    find_tritonserver,
+    has_nvidia_gpu,
+)
 from server_process import free_ports
 from wire_cases import BAD_REQUESTS, Bad, first_row_score, inputs, public_events, texts
 
@@ -309,6 +316,16 @@ def test_metrics_count_pages_refusals_and_fallbacks(running: Running) -> None:
     after = read()
     for name, more in (("pages", 1), ("refused", 1), ("fallback_unknown_member", 1), ("fallback_unknown_titles", 0)):
         assert after.get(name, 0) - before.get(name, 0) == more, name
+
+
+def test_alerts_and_dashboard_ask_for_metrics_that_are_there_from_the_start(running: Running) -> None:
+    url = f"http://127.0.0.1:{running.server.metrics_port}/metrics"
+    metrics = urllib.request.urlopen(url, timeout=10).read().decode()
+    missing = {s for _, s in selectors() if not s.startswith("frontrow:") and not selects_something(s, metrics)}
+    if not has_nvidia_gpu():  # then Triton Server has no metrics of GPUs; their names are those of its documentation
+        assert {s.split("{")[0] for s in missing} == {"nv_gpu_utilization", "nv_gpu_memory_used_bytes"}
+    else:
+        assert not missing
 
 
 def test_models_are_loaded_and_unloaded_only_by_who_holds_the_key(running: Running) -> None:
