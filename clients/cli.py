@@ -373,7 +373,9 @@ def reproduce(
 
 
 class Benchmark(StrEnum):
+    install = "install"
     latency = "latency"
+    serve = "serve"
     scoring_cpu = "scoring-cpu"
     embedding_cpu = "embedding-cpu"
     kernels = "kernels"
@@ -385,9 +387,11 @@ def bench(
 ) -> None:
     """Measure, and write the result file.
 
-    What follows the name goes to the benchmark, which is python -m frontrow.benchmarks.NAME.
+    What follows the name goes to the benchmark, which is python -m frontrow.benchmarks.NAME. `install` measures
+    nothing: it sets up perf_analyzer, which `serve` needs.
     """
-    module = f"frontrow.benchmarks.{name.value.replace('-', '_')}"
+    file = "perf_analyzer" if name is Benchmark.install else name.value.replace("-", "_")
+    module = f"frontrow.benchmarks.{file}"
     sys.argv = [module, *context.args]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

@@ -220,7 +220,7 @@ def judge_perf_analyzer(path: str | None) -> Check:
     """Measures latency and throughput; serving works without it."""
     if path:
         return Check("perf_analyzer", "ok", path)
-    fix = "only for load tests: pip install perf-analyzer (needs glibc 2.38), or NVIDIA's Triton SDK container"
+    fix = "only for load tests: frontrow bench install, or NVIDIA's Triton SDK container"
     return Check("perf_analyzer", "warning", "not on PATH", fix)
 
 

@@ -8,18 +8,15 @@ a member is what she did. Title 267, a placeholder called `unknown`, stays: resu
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import re
-import subprocess
-import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
 import pyarrow as pa
 
 from .data import FILES, DataError, events_from_ratings, read_table, write_dataset
+from .wheel import WheelError, download_wheel
 
 WHEEL = "recbole==1.2.1"
 WHEEL_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
@@ -58,18 +55,12 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _from_wheel() -> dict[str, str]:
-    with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", scratch, WHEEL]
-        done = subprocess.run(command, capture_output=True, text=True)
-        wheels = list(Path(scratch).glob("*.whl"))
-        if done.returncode or len(wheels) != 1:
-            raise DataError(
-                f"pip could not download {WHEEL}, which holds MovieLens-100K; give a folder with the data instead "
-                f"(--source).\n{done.stderr.strip()}"
-            )
-        data = wheels[0].read_bytes()
-    if (found := hashlib.sha256(data).hexdigest()) != WHEEL_SHA256:
-        raise DataError(f"the {WHEEL} wheel has sha256 {found}, expected {WHEEL_SHA256}; not used")
+    try:
+        data = download_wheel(WHEEL, WHEEL_SHA256)
+    except WheelError as error:
+        raise DataError(
+            f"{WHEEL} holds MovieLens-100K; give a folder with the data instead (--source).\n{error}"
+        ) from error
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         return {name: archive.read(_IN_WHEEL + name).decode() for name in _RECBOLE}
 

@@ -102,7 +102,7 @@ def test_no_server_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
         (doctor.judge_gpu("No devices were found\n"), "warning", "--gpus all"),
         (doctor.judge_gpu(""), "warning", "no answer"),
         (doctor.judge_perf_analyzer("/usr/bin/perf_analyzer"), "ok", "/usr/bin/perf_analyzer"),
-        (doctor.judge_perf_analyzer(None), "warning", "SDK container"),
+        (doctor.judge_perf_analyzer(None), "warning", "frontrow bench install"),
     ],
     ids=lambda value: f"{value.name}-{value.found}" if isinstance(value, Check) else "",
 )

