@@ -68,7 +68,7 @@ def install() -> Path:
             program = archive.read(_IN_WHEEL)
     except WheelError as error:
         raise PerfAnalyzerMissing(str(error)) from error
-    return lay_out(program, _HOME, packages())
+    return lay_out(program, _HOME, site_packages())
 
 
 def _check_host(machine: str, libc: str) -> None:
@@ -80,12 +80,12 @@ def _check_host(machine: str, libc: str) -> None:
         )
 
 
-def packages() -> Path:
+def site_packages() -> Path:
     """site-packages of this environment: where numpy lies."""
     return Path(str(importlib.metadata.distribution("numpy").locate_file("")))
 
 
-def lay_out(program: bytes, home: Path, site_packages: Path) -> Path:
+def lay_out(program: bytes, home: Path, packages: Path) -> Path:
     """Puts the program and the libraries that the host lacks into `home`, and returns `home`/bin/perf_analyzer, which
     starts it with them. Raises PerfAnalyzerMissing naming the packages of libraries that are nowhere."""
     folder, launcher = home / "lib" / f"perf_analyzer-{VERSION}", home / "bin" / "perf_analyzer"
@@ -97,7 +97,7 @@ def lay_out(program: bytes, home: Path, site_packages: Path) -> Path:
         (draft / "perf_analyzer").write_bytes(program)
         (draft / "perf_analyzer").chmod(0o755)
         for library in missing_libraries(draft):
-            copies = (file for place in _COPIES.get(library, ()) for file in sorted(site_packages.glob(place)))
+            copies = (file for place in _COPIES.get(library, ()) for file in sorted(packages.glob(place)))
             if copy := next(copies, None):
                 shutil.copyfile(copy, draft / library)
         if lacking := missing_libraries(draft):

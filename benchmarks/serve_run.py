@@ -11,15 +11,19 @@ import subprocess
 import sys
 import tempfile
 import time
+import venv
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .perf_analyzer import find_perf_analyzer
+from .perf_analyzer import find_perf_analyzer, site_packages
 
 WINDOWS = 3  # perf_analyzer reports the last three measurement windows together
+# A window is long enough for so many turns of all requests in flight. The answers of a batch come together, so that
+# what a short window counts depends on where it begins.
+TURNS = 5
 ATTEMPTS = 3  # each with windows twice as long: in too short a one no request, or too few, comes to its end
 # Columns of perf_analyzer's report, microseconds, and what they are called here, milliseconds.
 _LATENCY = {"p50 latency": "p50", "p95 latency": "p95", "p99 latency": "p99", "Avg latency": "mean"}
@@ -100,18 +104,16 @@ def serving(bundle: Path, instances: int = 1, checkout: Path | None = None) -> I
         grpc, http, metrics = (str(t.getsockname()[1]) for t in taken)
         for t in taken:
             t.close()
-        environment = dict(os.environ)
-        if checkout is not None:
-            environment["PYTHONPATH"] = str(_importable(checkout, scratch / "code"))
+        python = sys.executable if checkout is None else str(python_of(checkout, scratch / "environment"))
         started = time.monotonic()
         with (scratch / "errors").open("w") as errors:
             process = subprocess.Popen(
                 [
-                    sys.executable, "-m", "frontrow.clients.cli", "serve", "--bundle", str(bundle.resolve()),
+                    python, "-m", "frontrow.clients.cli", "serve", "--bundle", str(bundle.resolve()),
                     "--instances", str(instances), "--grpc-port", grpc, "--http-port", http, "--metrics-port", metrics,
                     "--log", str(scratch / "server.log"),
                 ],
-                stdout=subprocess.PIPE, stderr=errors, text=True, cwd=scratch, env=environment,
+                stdout=subprocess.PIPE, stderr=errors, text=True, cwd=scratch,
             )  # fmt: skip
         try:
             assert process.stdout is not None
@@ -123,15 +125,19 @@ def serving(bundle: Path, instances: int = 1, checkout: Path | None = None) -> I
             process.communicate()
 
 
-def _importable(checkout: Path, folder: Path) -> Path:
-    """A folder for PYTHONPATH that makes `frontrow` the code of a checkout: it goes before what is installed."""
-    package = folder / "frontrow"
-    package.mkdir(parents=True)
-    (package / "__init__.py").touch()
+def python_of(checkout: Path, folder: Path) -> Path:
+    """Makes `folder` an environment whose `frontrow` is the code of a checkout, all else the packages of this one, and
+    returns its Python. PYTHONPATH would not do: Triton Server's Python processes ignore it and take the environment of
+    the first python3 on their PATH."""
+    venv.create(folder, symlinks=True, with_pip=False)
+    packages = next((folder / "lib").glob("python*/site-packages"))
+    (packages / "this.pth").write_text(f"{site_packages()}\n", "utf-8")  # .pth files over there are not read
+    (packages / "frontrow").mkdir()
+    (packages / "frontrow" / "__init__.py").touch()
     for part in checkout.resolve().iterdir():
         if (part / "__init__.py").is_file():
-            (package / part.name).symlink_to(part)
-    return folder
+            (packages / "frontrow" / part.name).symlink_to(part)
+    return folder / "bin" / "python"
 
 
 def measured(server: Server, data: Path, load: Load, seconds: float, pages_per_second: float) -> dict[str, Any]:
@@ -141,7 +147,7 @@ def measured(server: Server, data: Path, load: Load, seconds: float, pages_per_s
     LoadError, also for a single refused request: perf_analyzer then gives up.
     """
     in_flight = load.value if load.kind == "concurrency" else 1
-    window = max(seconds / WINDOWS, 3 * in_flight / pages_per_second)
+    window = max(seconds / WINDOWS, TURNS * in_flight / pages_per_second)
     for attempt in range(ATTEMPTS):
         (pages, batches), used = server.counts(), server.cpu_seconds()
         try:
