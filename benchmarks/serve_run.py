@@ -119,7 +119,13 @@ def serving(bundle: Path, instances: int = 1, checkout: Path | None = None) -> I
             assert process.stdout is not None
             if not any("ready in" in line for line in process.stdout):
                 raise RuntimeError(f"{bundle} is not served: {(scratch / 'errors').read_text().strip()}")
-            yield Server(f"127.0.0.1:{grpc}", process.pid, time.monotonic() - started)
+            try:
+                yield Server(f"127.0.0.1:{grpc}", process.pid, time.monotonic() - started)
+            except Exception as error:
+                if process.poll() is not None:
+                    said = (scratch / "errors").read_text().strip()
+                    raise RuntimeError(f"the server of {bundle} ended meanwhile: {said}") from error
+                raise
         finally:
             process.send_signal(signal.SIGTERM)
             process.communicate()
