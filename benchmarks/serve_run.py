@@ -24,7 +24,7 @@ WINDOWS = 3  # perf_analyzer reports the last three measurement windows together
 # A window is long enough for so many turns of all requests in flight. The answers of a batch come together, so that
 # what a short window counts depends on where it begins.
 TURNS = 5
-ATTEMPTS = 3  # each with windows twice as long: in too short a one no request, or too few, comes to its end
+ATTEMPTS = 5  # each with windows twice as long: in too short a one no request, or too few, comes to its end
 # Columns of perf_analyzer's report, microseconds, and what they are called here, milliseconds.
 _LATENCY = {"p50 latency": "p50", "p95 latency": "p95", "p99 latency": "p99", "Avg latency": "mean"}
 _SPLIT = {
