@@ -164,12 +164,9 @@ class HomepageEngine:
 
     def _eligible(self, request: PageRequest, p: Prepared, titles: np.ndarray) -> np.ndarray:
         """bool [R, K]: which of titles int64 [K] (indices) may stand in which row."""
-        rows = self.store.rows
-        eligible = rows.masks(p.view, titles) & ~np.isin(self.store.bundle.titles.ids[titles], request.exclude)
-        seen = p.seen[titles]
-        for i, spec in enumerate(rows.specs):
-            if spec.seen != "any":
-                eligible[i] &= seen if spec.seen == "only" else ~seen
+        eligible = self.store.rows.masks(p.view, titles, p.seen[titles])
+        if len(request.exclude):
+            eligible &= ~np.isin(self.store.bundle.titles.ids[titles], request.exclude)
         return eligible
 
     @torch.inference_mode()

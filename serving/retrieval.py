@@ -50,7 +50,7 @@ def retrieve(store: Store, member_vectors: np.ndarray, members: list[Member], k:
     K = min(k, N). No title is excluded, proposed twice or out of range.
     """
     width = min(k, store.title_count)
-    most_excluded = max((int(m.excluded.sum()) for m in members), default=0)
+    most_excluded = max((int(np.count_nonzero(m.excluded)) for m in members), default=0)
     near = store.nearest(member_vectors, min(store.title_count, width + most_excluded))
     titles = np.full((len(members), width), -1, np.int64)
     sources = np.zeros((len(members), width), np.uint8)
@@ -61,6 +61,7 @@ def retrieve(store: Store, member_vectors: np.ndarray, members: list[Member], k:
 
 def _fill(store: Store, member: Member, near: np.ndarray, titles: np.ndarray, sources: np.ndarray) -> None:
     taken, width, filled = member.excluded.copy(), len(titles), 0
+    most_taken = int(np.count_nonzero(taken))
     embedding = near[near >= 0]  # padded with −1
     popular = store.popular_by_locale.get(member.locale, store.popular)
     lists = {
@@ -78,8 +79,9 @@ def _fill(store: Store, member: Member, near: np.ndarray, titles: np.ndarray, so
         ("embedding", width),
         ("popular", width),
     ]:
-        proposed = lists[name]
-        proposed = proposed[~taken[proposed]][: min(quota, width - filled)]
+        wanted = min(quota, width - filled)
+        proposed = lists[name][: wanted + most_taken + filled]  # so many hold `wanted` free ones, if the list has them
+        proposed = proposed[~taken[proposed]][:wanted]
         taken[proposed] = True
         titles[filled : filled + len(proposed)] = proposed
         sources[filled : filled + len(proposed)] = SOURCE_ID[name]
@@ -90,9 +92,10 @@ def item_item(store: Store, recent: np.ndarray, count: int) -> np.ndarray:
     """Titles by the summed similarity to the newest 50 of `recent`, best first, ties by smaller id."""
     seeds = recent[-ITEM_ITEM_SEEDS:]
     near, scores = store.item_item[seeds].ravel(), store.item_item_scores[seeds].ravel()
-    total = np.bincount(near[near >= 0], weights=scores[near >= 0], minlength=store.title_count)
-    found = np.flatnonzero(total)
-    return found[np.lexsort((found, -total[found]))][:count]
+    found, which = np.unique(near[near >= 0], return_inverse=True)  # not an array of all titles: few are near
+    total = np.bincount(which, weights=scores[near >= 0])
+    best = np.argsort(-total, kind="stable")[:count]
+    return found[best[total[best] != 0]].astype(np.int64)
 
 
 def explore(store: Store, member: Member) -> np.ndarray:

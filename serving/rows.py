@@ -23,7 +23,7 @@ import json
 import operator
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
@@ -132,11 +132,17 @@ class TitleColumns:
 
 @dataclass(frozen=True)
 class MemberView:
-    """What a dynamic expression may ask of a member. liked: title indices, newest first."""
+    """What a dynamic expression may ask of a member, and of which titles it is asked. liked: title indices, newest
+    first; titles: indices int64 [K], or all."""
 
     history_length: int
     liked: Sequence[int]
     neighbours: Callable[[int], np.ndarray]
+    titles: np.ndarray | None = None
+
+    def of(self, values: np.ndarray) -> np.ndarray:
+        """Those of all titles' values [N] that are asked for."""
+        return values if self.titles is None else values[self.titles]
 
 
 class Eligibility:
@@ -159,8 +165,8 @@ class Eligibility:
             raise self._error("it is nested too deeply") from error
 
     def mask(self, member: MemberView) -> np.ndarray:
-        """bool [N]: the titles that qualify for this member."""
-        return self._mask(member) if self.dynamic else self.static
+        """bool [N], or of fewer titles if `member` says so: those that qualify for this member."""
+        return self._mask(member) if self.dynamic else member.of(self.static)
 
     def _find_seed(self) -> int | None:
         seeds: set[int] = set()
@@ -176,7 +182,9 @@ class Eligibility:
         return next(iter(seeds), None)
 
     def _mask(self, member: MemberView) -> np.ndarray:
-        return np.broadcast_to(self._where(self.tree, True, member), self.columns.count).copy()
+        found = self._where(self.tree, True, member)
+        count = self.columns.count if member.titles is None else len(member.titles)
+        return np.broadcast_to(found, count).copy()
 
     def _where(self, node: ast.expr, wanted: bool, member: MemberView) -> Any:
         """bool [N] (or one bool for all): the titles for which a condition is known to be `wanted`."""
@@ -202,7 +210,7 @@ class Eligibility:
     def _compare(self, op: ast.cmpop, left: ast.expr, right: ast.expr, member: MemberView) -> np.ndarray:
         """int8 [N] (or one): 1 true, 0 false, −1 where a title lacks the value."""
         if isinstance(op, ast.In | ast.NotIn):
-            part, known = self._contains(left, right)
+            part, known = self._contains(left, right, member)
             return np.where(known, part == isinstance(op, ast.In), -1)
         if type(op) not in _COMPARE:
             raise self._error(f"comparison {type(op).__name__} is not allowed")
@@ -233,29 +241,30 @@ class Eligibility:
             return self._column(node.id, member)
         raise self._error(f"{ast.unparse(node)!r} is not allowed here")
 
-    def _contains(self, value: ast.expr, column: ast.expr) -> tuple[np.ndarray, np.ndarray]:
+    def _contains(self, value: ast.expr, column: ast.expr, member: MemberView) -> tuple[np.ndarray, np.ndarray]:
         if not (isinstance(value, ast.Constant) and isinstance(value.value, str) and isinstance(column, ast.Name)):
             raise self._error('write "value" in column')
         if column.id not in self.columns.lists:
             raise self._error(f"no column of lists {column.id!r}; {self._known()}")
         titles = self.columns.lists[column.id].get(value.value, np.zeros(self.columns.count, bool))
-        return titles, self.columns.known[column.id]
+        return member.of(titles), member.of(self.columns.known[column.id])
 
     def _column(self, name: str, member: MemberView) -> tuple[Any, Any]:
         if name == "history_length":
             return np.float64(member.history_length), np.True_
         if name in self.columns.numbers:
-            return self.columns.numbers[name], ~np.isnan(self.columns.numbers[name])
+            numbers = member.of(self.columns.numbers[name])
+            return numbers, ~np.isnan(numbers)
         for columns in (self.columns.strings, self.columns.truths):
             if name in columns:
-                return columns[name], self.columns.known[name]
+                return member.of(columns[name]), member.of(self.columns.known[name])
         raise self._error(f"no column {name!r} of single values; {self._known()}")
 
     def _similar(self, member: MemberView) -> np.ndarray:
         mask = np.zeros(self.columns.count, bool)
         if self.seed is not None and self.seed <= len(member.liked):
             mask[member.neighbours(member.liked[self.seed - 1])] = True
-        return mask
+        return member.of(mask)
 
     def _known(self) -> str:
         c = self.columns
@@ -305,17 +314,22 @@ class RowCatalogue:
             except RowError as error:
                 raise RowError(f"row {s.row_id} ({s.label!r}): {error}") from error
         self.static = np.stack([e.static for e in self.eligibility])
+        self._bits = np.packbits(self.static.T, axis=1)  # a title's rows lie together, so that reading some is quick
+        self._unseen, self._seen = (np.array([s.seen != no for s in self.specs])[:, None] for no in ("only", "exclude"))
         self.dynamic = [i for i, e in enumerate(self.eligibility) if e.dynamic]
 
     def __len__(self) -> int:
         return len(self.specs)
 
-    def masks(self, member: MemberView, titles: np.ndarray) -> np.ndarray:
-        """bool [R, len(titles)]: which of some titles qualify for which row, seen or not."""
-        masks = self.static[:, titles]
+    def masks(self, member: MemberView, titles: np.ndarray, seen: np.ndarray) -> np.ndarray:
+        """bool [R, K]: which titles int64 [K] (indices) may stand in which row; seen bool [K], which of them the member
+        has seen."""
+        bits = np.unpackbits(self._bits[titles], axis=1, count=len(self))
+        masks = np.ascontiguousarray(bits.T).view(bool)
+        asked = replace(member, titles=titles)
         for i in self.dynamic:
-            masks[i] = self.eligibility[i].mask(member)[titles]
-        return masks
+            masks[i] = self.eligibility[i].mask(asked)
+        return masks & np.where(seen, self._seen, self._unseen)
 
     def seeds(self, member: MemberView) -> dict[int, int]:
         """Title index that stands behind a row, by row index; rows whose seed the member lacks are missing."""

@@ -88,7 +88,8 @@ def test_scores_are_the_dot_product_of_member_and_title_vectors(engine: Homepage
             above: set[int] = set()
             for row, chance in zip(page.row_ids.tolist(), page.row_scores.tolist(), strict=True):
                 at = store.rows.ids.tolist().index(row)
-                fits = store.rows.masks(p.view, candidates)[at] & ~np.isin(ids[candidates], list(above))
+                fits = store.rows.masks(p.view, candidates, p.seen[candidates])[at]
+                fits &= ~np.isin(ids[candidates], list(above))
                 first = np.sort(scores[candidates[fits]])[::-1][:FIRST_TITLES]
                 shift, stretch, slope = ranker.blend.tolist()
                 logit = shift + stretch * alone[at] + slope * np.log(np.exp(first).sum() / total + 1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,14 @@ def test_an_expression_lets_in_what_a_loop_over_the_titles_would(text: str, loop
     assert qualifies(text) == [i for i in range(N) if loop(i)]
 
 
+def test_some_titles_qualify_as_they_do_among_all() -> None:
+    some = np.array([5, 2, 0, 3, 2])
+    nobody = MemberView(1, (6,), lambda title: np.array([2, 3]))
+    for text in ("kids", "year > 1988", 'language == "ja"', '"Comedy" not in genres', "similar_to_liked(1)", "True"):
+        rule = Eligibility(f"{text} and history_length == 1", COLUMNS)
+        assert rule.mask(replace(nobody, titles=some)).tolist() == rule.mask(nobody)[some].tolist(), text
+
+
 def test_what_is_not_known_of_a_title_never_lets_it_in() -> None:
     """Title 2 has neither year nor genres, title 3 no language: not even a negation admits them."""
     for text in ("year < 3000", "not year < 3000", "year != 1", '"x" not in genres', 'not "x" in genres'):
@@ -96,13 +105,21 @@ def test_a_row_may_ask_for_a_long_history() -> None:
     assert qualifies("history_length >= 5 and year < 1980", MemberView(4, (), lambda t: np.empty(0, int))) == []
 
 
+def test_a_row_says_whether_it_shows_what_the_member_has_seen() -> None:
+    shows = [{"where": "year > 0", "seen": seen} for seen in ("exclude", "only", "any")]
+    rows, seen = catalogue(*shows), np.array([True, False, True])
+    masks = rows.masks(MemberView(0, (), lambda title: np.empty(0, int)), np.array([0, 1, 3]), seen)
+    assert masks.tolist() == [(~seen).tolist(), seen.tolist(), [True] * 3]
+
+
 def test_masks_of_static_and_dynamic_rows_stand_together() -> None:
     rows = catalogue({"where": "year > 1988"}, {"where": "similar_to_liked(2)", "label": "Like {title}"})
     member = MemberView(3, [1, 0], lambda title: np.array([5]))
-    titles = np.array([5, 0, 4, 3])
+    titles, unseen = np.array([5, 0, 4, 3]), np.zeros(4, bool)
     expected = [[True, False, True, True], [True, False, False, False]]
-    assert rows.masks(member, titles).tolist() == expected
-    assert rows.masks(MemberView(0, (), member.neighbours), titles)[1].tolist() == [False] * 4, "nobody's likes stay"
+    assert rows.masks(member, titles, unseen).tolist() == expected
+    nobody = MemberView(0, (), member.neighbours)
+    assert rows.masks(nobody, titles, unseen)[1].tolist() == [False] * 4, "nobody's likes stay"
     assert rows.seeds(member) == {1: 0}
     assert rows.seeds(MemberView(1, [1], member.neighbours)) == {}
 
