@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ..foundation.bundle import load_bundle
-from ..foundation.events import Encoded
+from ..foundation.encoding import Encoded
 from ..foundation.model import FoundationModel
 from ..foundation.schema import FIRST
 from ..serving import probability

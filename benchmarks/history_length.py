@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..foundation.events import Encoded, encode_time
+from ..foundation.encoding import Encoded, encode_time
 from ..foundation.model import FoundationModel
 from ..training.baselines import popularity_scores
 from ..training.batches import batch_before, evaluated_members, target_positions

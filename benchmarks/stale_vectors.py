@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from ..foundation.events import Encoded, bucket, offset_tokens
+from ..foundation.encoding import Encoded, bucket, offset_tokens
 from ..foundation.heads import Heads
 from ..foundation.model import FoundationModel, ModelConfig
 from ..foundation.schema import ABSENT, FIRST, default_schema

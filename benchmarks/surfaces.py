@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..foundation.events import encode_request, serving_tokens
+from ..foundation.encoding import encode_request, serving_tokens
 from ..foundation.model import FoundationModel
 from ..serving.homepage import CANDIDATES
 from ..serving.search import TIERS, TitleSearch, plain, without_article, words_of

@@ -22,12 +22,14 @@ import torch
 from torch import Tensor
 
 from ..foundation.bundle import Bundle, vocabularies_by_path, write_bundle
-from ..foundation.events import Coded, Encoded, EventColumns, encode
+from ..foundation.encoding import Encoded, encode
+from ..foundation.events import Coded, EventColumns
 from ..foundation.model import FoundationModel, ModelConfig
 from ..foundation.row_ranker import RowRanker
 from ..foundation.schema import Vocabulary, default_schema
 from ..foundation.titles import Titles, encode_titles
-from ..serving.homepage import HomepageEngine, check_known, known_answers
+from ..serving.homepage import HomepageEngine
+from ..serving.known import check_known, known_answers
 from ..serving.rows import RowCatalogue, RowSpec, TitleColumns, rows_to_json
 from ..serving.store import Store
 from ..training.baselines import NEIGHBOURS

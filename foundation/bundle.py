@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .embedding import table_size
-from .events import Encoded
+from .encoding import Encoded
 from .model import FoundationModel, ModelConfig
 from .schema import Schema, SchemaError, Vocabulary
 from .titles import Titles, encode_titles

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from .events import bucket, code_strings
+from .encoding import bucket
+from .events import code_strings
 from .schema import FIRST, Schema, SchemaError, Vocabulary
 
 Metadata = list[list[str] | None] | list[str | None] | list[float | None]

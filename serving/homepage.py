@@ -9,10 +9,9 @@ M d_model, D vector width.
 
 from __future__ import annotations
 
-import json
 import time
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..foundation.bundle import BundleError
 from ..kernels.candidate_scoring import candidate_scoring
 from .diversity import varied
 from .page import RowWorth, assemble
@@ -30,7 +28,7 @@ from .store import Store
 from .surfaces import HOMEPAGE, MORE_LIKE_THIS, Asked, Question, propose, ranked
 
 CANDIDATES = 1000
-KNOWN_TOLERANCE = 5e-3  # between processors and precisions; a wrong or empty answer is far off
+KEPT = 4096  # rankings of members, about 30 kB each
 
 
 @dataclass(frozen=True)
@@ -49,26 +47,35 @@ class Page:
 
 @dataclass(frozen=True)
 class Ranked:
-    """A member's candidates, best first: titles int64 [K] (indices), scores float32 [K], sources uint8 [K]; eligible
-    bool [R, K], which may stand in which row; worth: what rows of them are worth; level: the log normaliser of the
-    scores (probability.py)."""
+    """A member's candidates, best first: titles int64 [K] (indices), scores float32 [K], sources uint8 [K]; fits uint8
+    [R, ⌈K/8⌉], `eligible` as bits; worth: what rows of them are worth; level: the log normaliser of the scores
+    (probability.py)."""
 
     titles: np.ndarray
     scores: np.ndarray
     sources: np.ndarray
-    eligible: np.ndarray
+    fits: np.ndarray
     worth: RowWorth
     level: float
+
+    @property
+    def eligible(self) -> np.ndarray:
+        """bool [R, K]: which candidate may stand in which row."""
+        return np.unpackbits(self.fits, axis=1, count=len(self.titles)).view(bool)
 
 
 class HomepageEngine:
     """Answers page requests from a Store. `counters` has what was answered and what was not perfect, `stage_seconds`
-    the time of each stage, that of whole batches."""
+    the time of each stage, that of whole batches.
+
+    A ranking is kept: a member who asks again within the hour, in the same context and with nothing new, gets a page
+    put together from the same candidates and scores, without any work of the transformer."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.counters: Counter[str] = Counter()
         self.stage_seconds: defaultdict[str, float] = defaultdict(float)
+        self._kept: OrderedDict[tuple[int, int, bytes], Ranked] = OrderedDict()  # the least recently used first
 
     def pages(self, requests: Sequence[PageRequest], now: float | None = None) -> list[Page | ValueError]:
         """A page, or the error to give back, for each request, in order."""
@@ -94,30 +101,44 @@ class HomepageEngine:
         return prepared
 
     def _pages(self, requests: list[PageRequest], prepared: list[Prepared], clock: _Clock) -> list[Page]:
-        vectors, states = self.encode(prepared)
-        clock.lap("encode")
+        best = [self._kept_ranking(p) for p in prepared]
+        new = [b for b, kept in enumerate(best) if kept is None]
         pages: dict[int, Page] = {}
-        for make, of_surface in ((self._homepages, False), (self._one_row_pages, True)):
-            at = [b for b, p in enumerate(prepared) if (p.question is not None) == of_surface]
-            if at:
-                made = make([requests[b] for b in at], [prepared[b] for b in at], vectors[at], states[at], clock)
-                pages |= zip(at, made, strict=True)
+        if new:
+            vectors, states = self.encode([prepared[b] for b in new])
+            clock.lap("encode")
+            for of_surface in (False, True):
+                at = [i for i, b in enumerate(new) if (prepared[b].question is not None) == of_surface]
+                members = [requests[new[i]] for i in at], [prepared[new[i]] for i in at], vectors[at]
+                if at and of_surface:
+                    pages |= zip((new[i] for i in at), self._one_row_pages(*members, clock), strict=True)
+                elif at:
+                    for i, ranked in zip(at, self.rank(*members, states[at], clock), strict=True):
+                        best[new[i]] = ranked
+                        self._keep_ranking(prepared[new[i]], ranked)
+        for b, ranked in enumerate(best):
+            if ranked is not None:
+                pages[b] = self._page(requests[b], prepared[b], ranked)
+        clock.lap("assemble")
         for page in pages.values():
             page.info["stages_ms"] = clock.laps
         return [pages[b] for b in range(len(requests))]
 
-    def _homepages(
-        self, requests: list[PageRequest], prepared: list[Prepared], vectors: Tensor, states: Tensor, clock: _Clock
-    ) -> list[Page]:
-        best = self.rank(requests, prepared, vectors, states, clock)
-        pages = [self._page(*one) for one in zip(requests, prepared, best, strict=True)]
-        clock.lap("assemble")
-        for page, of in zip(pages, best, strict=True):
-            page.info["title_log_normaliser"] = of.level if np.isfinite(of.level) else None
-        return pages
+    def _kept_ranking(self, p: Prepared) -> Ranked | None:
+        kept = None if p.key is None else self._kept.get(p.key)
+        if kept is not None and p.key is not None:
+            self._kept.move_to_end(p.key)
+            self.counters["ranking_kept"] += 1
+        return kept
+
+    def _keep_ranking(self, p: Prepared, ranked: Ranked) -> None:
+        if p.key is not None:
+            self._kept[p.key] = ranked
+            if len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
 
     def _one_row_pages(
-        self, requests: list[PageRequest], prepared: list[Prepared], vectors: Tensor, states: Tensor, clock: _Clock
+        self, requests: list[PageRequest], prepared: list[Prepared], vectors: Tensor, clock: _Clock
     ) -> list[Page]:
         store = self.store
         asked = [Asked(p.question, p.member.excluded, r.titles) for r, p in zip(requests, prepared, strict=True)
@@ -159,7 +180,8 @@ class HomepageEngine:
             source_of = np.zeros(store.title_count, np.uint8)
             source_of[titles[b][titles[b] >= 0]] = sources[b][titles[b] >= 0]
             eligible = self._eligible(request, p, best)
-            found.append(Ranked(best, scores[b][there], source_of[best], eligible, worth, levels[b]))
+            fits = np.packbits(eligible, axis=1)
+            found.append(Ranked(best, scores[b][there], source_of[best], fits, worth, levels[b]))
         return found
 
     def _eligible(self, request: PageRequest, p: Prepared, titles: np.ndarray) -> np.ndarray:
@@ -202,7 +224,8 @@ class HomepageEngine:
             title_ids=np.full(shape, -1, np.int64),
             title_scores=np.zeros(shape, np.float32),
             sources=np.zeros(shape, np.uint8),
-            info=self._info(request, p, [r.row for r in placed]),
+            info=self._info(request, p, [r.row for r in placed])
+            | {"title_log_normaliser": best.level if np.isfinite(best.level) else None},
         )
         for at, row in enumerate(placed):
             count = len(row.places)
@@ -334,55 +357,3 @@ def _with_more(
         behind[row, : len(found)] = found
     from_source = np.where(behind >= 0, SOURCE_ID[source], 0).astype(np.uint8)
     return np.concatenate([titles, behind], axis=1), np.concatenate([sources, from_source], axis=1)
-
-
-def known_answers(engine: HomepageEngine, member_ids: Sequence[int], timestamp: int) -> dict[str, Any]:
-    """Requests at a fixed time with this engine's answers, for `check_known` in whatever process serves the bundle."""
-    context = {"timestamp": timestamp}
-    # A varied row may turn round on the last bit of a score; its first title does not.
-    titles = 1 if engine.store.rows.diversity else 8
-    answers = []
-    for member_id in member_ids:
-        request = PageRequest(member_id, context=json.dumps(context).encode(), titles=titles)
-        page = engine.pages([request], now=float(timestamp))[0]
-        if isinstance(page, ValueError):
-            raise page
-        answers.append(
-            {
-                "member_id": member_id,
-                "row_scores": np.round(page.row_scores.astype(float), 6).tolist(),
-                "title_scores": np.round(page.title_scores.astype(float), 6).tolist(),
-            }
-        )
-    return {"context": context, "rows": 10, "titles": titles, "answers": answers}
-
-
-def compare_known(known: Mapping[str, Any], pages: Sequence[tuple[np.ndarray, np.ndarray]]) -> str | None:
-    """What differs between known answers and pages given as (row_scores [R], title_scores [R, C]), or None."""
-    for answer, (row_scores, title_scores) in zip(known["answers"], pages, strict=True):
-        rows = len(answer["row_scores"])  # of an empty page JSON keeps no shape
-        for name, found, shape in (("row_scores", row_scores, (rows,)),
-                                   ("title_scores", title_scores, (rows, known["titles"]))):  # fmt: skip
-            wanted = np.array(answer[name], np.float32).reshape(shape)
-            if found.shape != wanted.shape:
-                return f"member {answer['member_id']}: {name} has shape {found.shape}, known is {wanted.shape}"
-            worst = float(np.abs(found - wanted).max()) if wanted.size else 0.0
-            if not worst <= KNOWN_TOLERANCE * max(1.0, float(np.abs(wanted).max(initial=0.0))):
-                return f"member {answer['member_id']}: {name} is off by {worst:.3g}"
-    return None
-
-
-def check_known(engine: HomepageEngine) -> None:
-    """Answer the bundle's known requests, which also warms every stage. Raises BundleError if an answer differs."""
-    known = engine.store.bundle.known
-    context = json.dumps(known["context"]).encode()
-    now = float(known["context"]["timestamp"])
-    requests = [PageRequest(a["member_id"], context=context, rows=known["rows"], titles=known["titles"])
-                for a in known["answers"]]  # fmt: skip
-    pages = []
-    for page in engine.pages(requests, now):
-        if isinstance(page, ValueError):
-            raise BundleError(f"{engine.store.bundle.path / 'known.json'}: {page}")
-        pages.append((page.row_scores, page.title_scores))
-    if difference := compare_known(known, pages):
-        raise BundleError(f"{engine.store.bundle.path}: a known request is answered differently: {difference}")

@@ -10,18 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..foundation.events import (
-    Counts,
-    Encoded,
-    EventError,
-    encode,
-    encode_request,
-    encode_time,
-    parse_events,
-    parse_json,
-    serving_tokens,
-    sort_in_time,
-)
+from ..foundation.encoding import Encoded, encode, encode_request, encode_time, serving_tokens
+from ..foundation.events import Counts, EventError, parse_events, parse_json, sort_in_time
 from ..foundation.schema import ANONYMOUS, FIRST, MAX_EVENT_BYTES, MAX_EVENTS, MAX_ROWS, MAX_TEXT, MAX_TITLES
 from .retrieval import Member
 from .rows import MemberView
@@ -73,7 +63,8 @@ class PageRequest:
 @dataclass(frozen=True)
 class Prepared:
     """tokens int32 [T+1, C]. seen: bool [N]. fallback: why the page cannot be personal, or None. question: of a surface
-    other than the homepage."""
+    other than the homepage. key: equal for requests of one store that are ranked alike; None for one whose like will
+    hardly be asked again, or which is no homepage."""
 
     tokens: np.ndarray
     member: Member
@@ -82,6 +73,7 @@ class Prepared:
     fallback: str | None
     counts: Counts
     question: Question | None = None
+    key: tuple[int, int, bytes] | None = None
 
 
 def prepare(store: Store, request: PageRequest, now: float) -> Prepared:
@@ -118,13 +110,15 @@ def prepare(store: Store, request: PageRequest, now: float) -> Prepared:
         locale=0 if store.locale_column is None else int(token[store.locale_column]),
         day=int(now if context.get("timestamp") is None else context["timestamp"]) // 86400,
     )
+    stored_alone = asked is None and not request.events and not len(request.exclude)
+    key = (member.member_id, member.day, token.tobytes()) if stored_alone else None
     fallback = None
     if not len(titles):
         unknown = known < 0 and request.member_id != ANONYMOUS
         fallback = "unknown_member" if unknown else "empty_history"
     elif not len(member.recent):
         fallback = "unknown_titles"
-    return Prepared(tokens, member, store.member_view(history.ids), seen, fallback, counts, asked)
+    return Prepared(tokens, member, store.member_view(history.ids), seen, fallback, counts, asked, key)
 
 
 def merge(store: Store, stored: Encoded, newer: Encoded) -> Encoded:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..foundation.bundle import MANIFEST, BundleError, read_manifest
 from ..foundation.schema import WIRE
-from .homepage import compare_known
+from .known import compare_known
 from .triton_server import ServerError, TritonServer, write_repository
 
 DEFAULT_MODELS = ("homepage", "catalogue")

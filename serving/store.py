@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..foundation.bundle import MANIFEST, Bundle, BundleError, load_bundle
-from ..foundation.events import Encoded
+from ..foundation.encoding import Encoded
 from ..foundation.row_ranker import RowRanker
 from ..foundation.schema import FIRST
 from ..kernels.catalogue_search import catalogue_search
@@ -24,6 +24,8 @@ from .rows import MemberView, RowCatalogue, RowError, TitleColumns
 from .search import TitleSearch
 
 LIKED_KEPT = 10
+# From so many members on, a matrix product over all titles is quicker than a scan for each; FAISS waits for 20.
+faiss.cvar.distance_compute_blas_threshold = 6
 
 
 class Store:

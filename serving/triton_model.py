@@ -17,7 +17,8 @@ import numpy as np
 
 from ..foundation.events import Counts
 from ..foundation.schema import ANONYMOUS, WIRE, Tensor
-from .homepage import HomepageEngine, Page, check_known
+from .homepage import HomepageEngine, Page
+from .known import check_known
 from .requests import BadRequest, PageRequest, RequestError
 from .store import Store
 from .surfaces import HOMEPAGE
@@ -30,7 +31,9 @@ Compute = Callable[[Sequence[Row]], Sequence["Row | ValueError"]]
 
 # What MetricsExport shows from the start: a rise from nothing to 1 is no rise to whoever computes rates.
 _FALLBACKS = ("unknown_member", "empty_history", "unknown_titles", "nothing_left")
-_COUNTED = ("pages", "refused", "failed", *(f"fallback_{name}" for name in _FALLBACKS), *Counts().numbers())
+_COUNTED = (
+    "pages", "ranking_kept", "refused", "failed", *(f"fallback_{name}" for name in _FALLBACKS), *Counts().numbers()
+)  # fmt: skip
 _STAGES = ("prepare", "encode", "retrieve", "score", "assemble")
 
 

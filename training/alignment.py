@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..foundation.bundle import load_bundle
-from ..foundation.events import Encoded, serving_tokens
+from ..foundation.encoding import Encoded, serving_tokens
 from ..foundation.model import FoundationModel
 from .data import Dataset
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..foundation.events import offset_tokens
+from ..foundation.encoding import offset_tokens
 from ..foundation.schema import FIRST, UNKNOWN
 from .data import Dataset
 

@@ -23,7 +23,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..foundation.bundle import vocabularies_by_path
-from ..foundation.events import Coded, Encoded, EventColumns, EventError, columns_from_table, encode
+from ..foundation.encoding import Encoded, encode
+from ..foundation.events import Coded, EventColumns, EventError, columns_from_table
 from ..foundation.schema import FIRST, Schema, SchemaError, Vocabulary
 from ..foundation.titles import Titles, encode_titles, fit_title_vocabularies
 from ..serving.rows import RESERVED

@@ -18,7 +18,8 @@ from ..foundation.bundle import Bundle, write_bundle
 from ..foundation.model import FoundationModel
 from ..foundation.row_ranker import ROW_STATISTICS, RowRanker
 from ..foundation.titles import Titles
-from ..serving.homepage import HomepageEngine, check_known, known_answers
+from ..serving.homepage import HomepageEngine
+from ..serving.known import check_known, known_answers
 from ..serving.rows import RowCatalogue, RowSpec, TitleColumns, rows_to_json
 from ..serving.store import Store
 from . import row_ranking

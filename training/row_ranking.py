@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from ..foundation.events import offset_tokens
+from ..foundation.encoding import offset_tokens
 from ..foundation.model import FoundationModel
 from ..foundation.row_ranker import ROW_STATISTICS, RowRanker
 from ..serving.page import FIRST_TITLES

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..foundation.events import Counts, offset_tokens
+from ..foundation.encoding import offset_tokens
+from ..foundation.events import Counts
 from ..foundation.row_ranker import RowRanker
 from ..foundation.schema import FIRST
 from ..serving.homepage import HomepageEngine, Ranked

@@ -11,7 +11,7 @@ import torch
 from frontrow.benchmarks import stale_vectors
 from frontrow.benchmarks.stale_vectors import LookaheadHeads, ahead, asked_visits, clustered, datasets, member_vectors
 from frontrow.benchmarks.world_model import world_of
-from frontrow.foundation.events import bucket, serving_tokens
+from frontrow.foundation.encoding import bucket, serving_tokens
 from frontrow.foundation.model import FoundationModel, ModelConfig
 from frontrow.training.data import Dataset
 from frontrow.training.train import build_model

@@ -9,15 +9,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from frontrow.foundation.events import (
-    Counts,
-    columns_from_table,
-    encode,
-    encode_time,
-    offset_tokens,
-    parse_events,
-    serving_tokens,
-)
+from frontrow.foundation.encoding import encode, encode_time, offset_tokens, serving_tokens
+from frontrow.foundation.events import Counts, columns_from_table, parse_events
 from frontrow.foundation.schema import ABSENT, FIRST, Field, Schema, Vocabulary, default_schema
 from hypothesis import given, settings
 from hypothesis import strategies as st

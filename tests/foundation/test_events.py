@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from frontrow.foundation import events
+from frontrow.foundation.encoding import bucket, encode, encode_request
 from frontrow.foundation.events import (
     Coded,
     Counts,
     EventError,
-    bucket,
     code_strings,
     columns_from_table,
-    encode,
-    encode_request,
     parse_events,
     sort_in_time,
 )
@@ -53,6 +52,22 @@ def test_public_shape_as_json_text_bytes_and_mapping() -> None:
     duration = columns.data["what.duration_watched_seconds"]
     assert isinstance(duration, np.ndarray)
     assert duration.tolist() == [1800.0] * 3
+
+
+def test_events_read_by_columns_are_those_read_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = [PUBLIC, event(where=None, timestamp=3), event({"action_type": None, "duration_watched_seconds": 2}),
+           json.dumps(event({"genres": ["a"], "entity_type": "é"}))]  # fmt: skip
+    quick, carefully = Counts(), Counts()
+    columns = parse_events(SCHEMA, raw, NOW, quick)
+    monkeypatch.setattr(events, "_plain", lambda *_: None)
+    again = parse_events(SCHEMA, raw, NOW, carefully)
+    assert (columns.timestamp.tolist(), quick) == (again.timestamp.tolist(), carefully)
+    for path, one in columns.data.items():
+        other = again.data[path]
+        if isinstance(one, Coded) and isinstance(other, Coded):
+            assert (one.codes.tolist(), one.values) == (other.codes.tolist(), other.values), path
+        else:
+            np.testing.assert_array_equal(one, other)
 
 
 def test_extra_keys_are_ignored_and_null_is_absent() -> None:

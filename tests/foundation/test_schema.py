@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from frontrow.foundation import schema as schema_module
-from frontrow.foundation.events import Counts, encode, parse_events
+from frontrow.foundation.encoding import encode
+from frontrow.foundation.events import Counts, parse_events
 from frontrow.foundation.schema import (
     ABSENT,
     FIRST,

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from frontrow.serving.diversity import POOL, unit_vectors, varied
-from frontrow.serving.homepage import HomepageEngine, Page, check_known, known_answers
+from frontrow.serving.homepage import HomepageEngine, Page
+from frontrow.serving.known import check_known, known_answers
 from frontrow.serving.requests import PageRequest
 from frontrow.serving.store import Store
 from frontrow.training.beyond_accuracy import within

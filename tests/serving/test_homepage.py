@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from frontrow.foundation.bundle import BundleError
 from frontrow.foundation.schema import MAX_EVENTS
 from frontrow.kernels.folded_embedding import FoldedEmbedding
 from frontrow.serving import homepage
-from frontrow.serving.homepage import HomepageEngine, Page, check_known, compare_known
+from frontrow.serving.homepage import HomepageEngine, Page
+from frontrow.serving.known import check_known, compare_known
 from frontrow.serving.page import FIRST_TITLES
 from frontrow.serving.requests import PageRequest, RequestError
 from frontrow.serving.store import Store
@@ -111,11 +113,52 @@ def test_rows_go_down_and_titles_across_by_score_and_no_title_is_shown_twice(eng
         assert (sources[count:] == 0).all()
 
 
+def test_a_member_who_asks_again_gets_the_same_page_without_the_model(
+    engine: HomepageEngine, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    member = int(store.bundle.member_ids[3])
+    first = pages(engine, PageRequest(member), PageRequest(member, rows=3, titles=5))
+    monkeypatch.setattr(store.model, "encode", None)
+    again = pages(engine, PageRequest(member), PageRequest(member, rows=3, titles=5))
+    for found, expected in zip(again, first, strict=True):
+        assert_same(found, expected)
+        assert found.info["counts"] == expected.info["counts"]
+    assert engine.counters["ranking_kept"] == 2
+
+
+def test_a_page_is_ranked_anew_when_anything_it_depends_on_has_changed(engine: HomepageEngine, store: Store) -> None:
+    member, other = store.bundle.member_ids[[3, 4]].tolist()
+    event = texts(public_events(store.bundle, member)[-1:])
+    same = PageRequest(member)
+    (before,) = pages(engine, same)
+    in_a_day = {"context": json.dumps({"timestamp": int(NOW) - 86400}).encode()}
+    exclude = np.array(shown(before)[:5])
+    changed = [PageRequest(other), PageRequest(member, events=event), PageRequest(member, **in_a_day),
+               PageRequest(member, context=b'{"device": "TV"}'), PageRequest(member, exclude=exclude)]  # fmt: skip
+    for request in changed:
+        (found,) = pages(engine, request)
+        (alone,) = pages(HomepageEngine(store), request)
+        assert_same(found, alone)
+    assert engine.counters["ranking_kept"] == 0
+    (after,) = pages(engine, same)
+    assert_same(after, before)
+
+
+def test_so_many_rankings_are_kept_and_the_least_recently_used_goes_first(
+    engine: HomepageEngine, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(homepage, "KEPT", 2)
+    one, two, three = (PageRequest(int(m)) for m in store.bundle.member_ids[:3])
+    for request, kept in ((one, 0), (two, 0), (one, 1), (three, 1), (one, 2), (two, 2), (three, 2)):
+        pages(engine, request)
+        assert engine.counters["ranking_kept"] == kept, request
+
+
 def test_members_asked_together_get_the_pages_they_get_alone(engine: HomepageEngine, store: Store) -> None:
     requests = [PageRequest(int(m), rows=8, titles=6) for m in store.bundle.member_ids[:12]]
     requests += [PageRequest(), PageRequest(UNKNOWN_MEMBER), PageRequest(events=texts([play(501, 100)]))]
     for found, request in zip(pages(engine, *requests), requests, strict=True):
-        assert_same(found, pages(engine, request)[0])
+        assert_same(found, pages(HomepageEngine(store), request)[0])
 
 
 def test_the_same_request_gives_the_same_page_to_the_last_bit(engine: HomepageEngine, store: Store) -> None:

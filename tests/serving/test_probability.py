@@ -38,7 +38,7 @@ def test_members_asked_together_get_the_normalisers_they_get_alone(engine: Homep
     requests = [PageRequest(member) for member in (1000, 1001, -1)]
     together = engine.pages(requests, NOW)
     for page, request in zip(together, requests, strict=True):
-        (alone,) = engine.pages([request], NOW)
+        (alone,) = HomepageEngine(engine.store).pages([request], NOW)
         assert isinstance(page, Page)
         assert isinstance(alone, Page)
         assert page.info["title_log_normaliser"] == pytest.approx(alone.info["title_log_normaliser"], abs=1e-5)

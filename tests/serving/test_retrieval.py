@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from frontrow.foundation.bundle import Bundle, BundleError, load_bundle
-from frontrow.foundation.events import Encoded
+from frontrow.foundation.encoding import Encoded
 from frontrow.foundation.schema import FIRST, SOURCES
 from frontrow.serving.retrieval import ITEM_ITEM_SEEDS, QUOTAS, Member, item_item, retrieve
 from frontrow.serving.store import Store

@@ -16,7 +16,8 @@ from conftest import TinyRun
 from frontrow.foundation.bundle import BundleError, bundle_versions, load_bundle
 from frontrow.foundation.schema import FIRST, Field, Schema
 from frontrow.kernels.catalogue_search import catalogue_search
-from frontrow.serving.homepage import HomepageEngine, Page, check_known
+from frontrow.serving.homepage import HomepageEngine, Page
+from frontrow.serving.known import check_known
 from frontrow.serving.requests import PageRequest
 from frontrow.serving.rows import RowError
 from frontrow.serving.store import Store

@@ -201,7 +201,7 @@ def test_requests_of_all_surfaces_share_a_batch(engine: HomepageEngine, monkeypa
         asking("search", 1003, query="nothing like it", size=5), PageRequest(-1, rows=2, titles=4),
         asking("more_like_this", 1004, title_id=599, size=120), asking("search", -1, query="titel 7", size=9),
     ]  # fmt: skip
-    alone = [pages(engine, request)[0] for request in requests]
+    alone = [pages(HomepageEngine(engine.store), request)[0] for request in requests]  # whose rankings are not kept
     encoded: list[int] = []
     encode = engine.encode
     monkeypatch.setattr(engine, "encode", lambda prepared: encoded.append(len(prepared)) or encode(prepared))

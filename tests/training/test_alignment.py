@@ -13,7 +13,8 @@ import torch
 from frontrow.clients.cli import app
 from frontrow.foundation.bundle import BundleError, load_bundle, read_manifest
 from frontrow.foundation.model import FoundationModel
-from frontrow.serving.homepage import HomepageEngine, check_known
+from frontrow.serving.homepage import HomepageEngine
+from frontrow.serving.known import check_known
 from frontrow.serving.store import Store
 from frontrow.training import alignment
 from frontrow.training.alignment import Space, align, balancing, drift, maps, space_of

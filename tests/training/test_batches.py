@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from frontrow.foundation.events import Encoded
+from frontrow.foundation.encoding import Encoded
 from frontrow.foundation.schema import FIRST
 from frontrow.training.batches import (
     Batch,

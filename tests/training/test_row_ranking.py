@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from frontrow.foundation.bundle import load_bundle
-from frontrow.foundation.events import Encoded
+from frontrow.foundation.encoding import Encoded
 from frontrow.foundation.model import FoundationModel
 from frontrow.foundation.row_ranker import ROW_STATISTICS, RowRanker
 from frontrow.serving.rows import RowCatalogue, RowSpec, TitleColumns, rows_to_json

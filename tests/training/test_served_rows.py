@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from frontrow.foundation.events import Encoded
+from frontrow.foundation.encoding import Encoded
 from frontrow.foundation.model import FoundationModel
 from frontrow.foundation.row_ranker import RowRanker
 from frontrow.serving import homepage

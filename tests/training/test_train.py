@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from frontrow.foundation.events import Encoded
+from frontrow.foundation.encoding import Encoded
 from frontrow.foundation.heads import Heads
 from frontrow.foundation.schema import ABSENT, FIRST, UNKNOWN, Schema, default_schema
 from frontrow.training import runs as runs_module
