@@ -25,6 +25,16 @@ class Ragged:
         self.slot = member * self.longest + self.position
         self.last = offsets[1:] - 1
         self.real = torch.arange(self.longest, device=offsets.device) < lengths[:, None]
+        self._rotary: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def rotary(self, width: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [T, 1, width/2] of rotary positions (Su et al. 2021), made once for all blocks."""
+        if width not in self._rotary:
+            half = width // 2
+            frequency = 10000.0 ** (-torch.arange(half, device=self.position.device, dtype=torch.float32) / half)
+            angle = self.position.float()[:, None, None] * frequency
+            self._rotary[width] = angle.cos(), angle.sin()
+        return self._rotary[width]
 
     def pad(self, x: Tensor) -> Tensor:
         """[T, …] → [B, L, …], zeros at the right."""
@@ -36,13 +46,10 @@ class Ragged:
         return x.flatten(0, 1)[self.slot]
 
 
-def rotate(x: Tensor, position: Tensor) -> Tensor:
-    """Rotary position embedding (Su et al. 2021) of x [T, …, H, d] at position [T]."""
-    half = x.shape[-1] // 2
-    frequency = 10000.0 ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
-    angle = (position.float()[:, None] * frequency).view(len(position), *[1] * (x.dim() - 2), half)
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    a, b = x[..., :half], x[..., half:]
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [T, H, d] turned by the angles of which cos and sin [T, 1, d/2] are given."""
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
 
 
@@ -66,8 +73,9 @@ class Block(nn.Module):
         asking = normed[ragged.last] if last_only else normed
         q = self._heads(nnf.linear(asking, self.qkv.weight[:width]), 1)
         k, v = self._heads(nnf.linear(normed, self.qkv.weight[width:]), 2).unbind(1)
-        q = rotate(q[:, 0], ragged.position[ragged.last] if last_only else ragged.position)
-        k, v = ragged.pad(torch.stack([rotate(k, ragged.position), v], dim=1)).permute(2, 0, 3, 1, 4)  # [B, H, L, d]
+        cos, sin = ragged.rotary(q.shape[-1])
+        q = rotate(q[:, 0], cos[ragged.last], sin[ragged.last]) if last_only else rotate(q[:, 0], cos, sin)
+        k, v = ragged.pad(torch.stack([rotate(k, cos, sin), v], dim=1)).permute(2, 0, 3, 1, 4)  # [B, H, L, d]
         # No dropout on the attention weights: torch's CPU flash kernel has none, and falls back to [B, H, L, L].
         if last_only:
             attended = nnf.scaled_dot_product_attention(q[:, :, None], k, v, attn_mask=ragged.real[:, None, None])
