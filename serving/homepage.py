@@ -217,22 +217,19 @@ class HomepageEngine:
         units = self.store.unit_vectors
         fill = varied(best.scores, units[best.titles], rows.diversity) if rows.diversity else None
         placed = assemble(rows.specs, best.worth, best.eligible, title_ids, request.rows, request.titles, fill)
-        shape = (len(placed), request.titles)
-        page = Page(
+        at = np.full((len(placed), request.titles), -1, np.int64)
+        for row, of in enumerate(placed):
+            at[row, : len(of.places)] = of.places
+        there = at >= 0
+        return Page(
             row_ids=rows.ids[[r.row for r in placed]],
             row_scores=_sigmoid(np.array([r.score for r in placed])),
-            title_ids=np.full(shape, -1, np.int64),
-            title_scores=np.zeros(shape, np.float32),
-            sources=np.zeros(shape, np.uint8),
+            title_ids=_those(title_ids, at, there, -1),
+            title_scores=_those(best.scores, at, there, 0),
+            sources=_those(best.sources, at, there, 0),
             info=self._info(request, p, [r.row for r in placed])
             | {"title_log_normaliser": best.level if np.isfinite(best.level) else None},
         )
-        for at, row in enumerate(placed):
-            count = len(row.places)
-            page.title_ids[at, :count] = title_ids[row.places]
-            page.title_scores[at, :count] = best.scores[row.places]
-            page.sources[at, :count] = best.sources[row.places]
-        return page
 
     def _one_row_page(
         self, request: PageRequest, p: Prepared, question: Question, titles: np.ndarray, scores: np.ndarray,
@@ -346,6 +343,13 @@ class _Clock:
 def _sigmoid(logits: np.ndarray) -> np.ndarray:
     """float32 of the same shape."""
     return torch.from_numpy(logits).sigmoid().float().numpy()
+
+
+def _those(values: np.ndarray, at: np.ndarray, there: np.ndarray, nothing: int) -> np.ndarray:
+    """values [K] at the places [R, C] that are there, `nothing` elsewhere."""
+    found = np.full(at.shape, nothing, values.dtype)
+    found[there] = values[at[there]]
+    return found
 
 
 def _with_more(

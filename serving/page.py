@@ -9,7 +9,8 @@ Shape letters: R rows, C titles per row, K candidates, L longest row.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,8 +33,7 @@ class RowWorth:
     chance: np.ndarray
 
 
-@dataclass(frozen=True)
-class Placed:
+class Placed(NamedTuple):
     """A row on the page: its index in the row catalogue, its score there and places into the candidates, in order."""
 
     row: int
@@ -67,8 +67,8 @@ def assemble(
         [min(columns, n) for n in each] for each in ([s.max_titles for s in specs], [s.min_titles for s in specs])
     )
     free, chance = np.append(np.ones(len(titles), bool), False), np.append(worth.chance, 0.0)  # the last: no title
-    by_id = np.argsort(np.array([s.row_id for s in specs], np.int64))
-    floats = np.array([s.pin is None for s in specs], bool)
+    by_id = np.argsort(np.array([s.row_id for s in specs], np.int64)).tolist()
+    place_of, floats = {row: place for place, row in enumerate(by_id)}, [s.pin is None for s in specs]
     pinned = [i for _, _, i in sorted((s.pin, s.row_id, i) for i, s in enumerate(specs) if s.pin is not None)]
     # Scores only fall as titles are taken: those of fuller pages are bounds (lazy greedy, Minoux 1978).
     bound = worth.base + worth.slope * log_mass(first_mass(order, np.array(most), chance))
@@ -80,7 +80,7 @@ def assemble(
         places = near[free[near]][: most[row]]
         if len(places) < least[row]:
             return None
-        mass = float(chance[places[:FIRST_TITLES]].sum())
+        mass = float(np.add.reduce(chance[places[:FIRST_TITLES]]))
         return Placed(row, base[row] + worth.slope * math.log(mass + FLOOR), places)
 
     def best() -> Placed | None:
@@ -89,24 +89,24 @@ def assemble(
         while len(bound) and bound[at := int(bound.argmax())] > -np.inf:
             if at in looked:
                 return looked[at]
-            looked[at] = found = now(int(by_id[at]))
+            looked[at] = found = now(by_id[at])
             bound[at] = -np.inf if found is None else found.score
         return None
 
     base, taken = worth.base.tolist(), 0
     page: list[Placed] = []
     while len(page) < rows:
-        held = [found for i in pinned if (found := now(i))][:1]
-        placed = held[0] if held and (specs[held[0].row].pin or 0) <= len(page) else best()
-        placed = placed or (held[0] if held else None)
+        held = next((found for i in pinned if (found := now(i))), None)
+        placed = held if held and (specs[held.row].pin or 0) <= len(page) else best()
+        placed = placed or held
         if placed is None:
             break
         if fill is not None:
             left = order[placed.row][free[order[placed.row]]]
             lead = int(np.isin(titles[left], specs[placed.row].first).sum())
-            placed = replace(placed, places=fill(left, lead, len(placed.places)))
+            placed = placed._replace(places=fill(left, lead, len(placed.places)))
         if floats[placed.row]:
-            bound[by_id == placed.row] = -np.inf
+            bound[place_of[placed.row]] = -np.inf
         else:
             pinned.remove(placed.row)
         free[placed.places] = False
@@ -118,10 +118,11 @@ def assemble(
 def ordered_places(specs: tuple[RowSpec, ...], eligible: np.ndarray, titles: np.ndarray) -> np.ndarray:
     """Places int64 [R, L] of each row's eligible candidates [R, K] in the row's order, K past the end: the titles it
     names first, then best first."""
-    row, place = np.divmod(np.flatnonzero(np.ascontiguousarray(eligible)), max(1, len(titles)))
-    size = np.bincount(row, minlength=len(specs))
+    place = np.flatnonzero(np.ascontiguousarray(eligible))
+    size = np.count_nonzero(eligible, axis=1)
+    place -= np.repeat(np.arange(len(specs)) * len(titles), size)
     order = np.full((len(specs), int(size.max(initial=0))), len(titles))
-    order[row, np.arange(len(row)) - (np.cumsum(size) - size)[row]] = place
+    order[np.arange(order.shape[1]) < size[:, None]] = place  # both go row by row
     for i, spec in enumerate(specs):
         if spec.first:
             rank = {title: n for n, title in enumerate(spec.first)}
