@@ -87,8 +87,9 @@ class Store:
 
     def nearest(self, vectors: np.ndarray, k: int) -> np.ndarray:
         """The k titles of highest dot product with each of vectors float32 [B, D]: indices int64 [B, k], −1 past the
-        end. From the FAISS index; where the vectors lie on a GPU and the index is exact, by catalogue_search there."""
-        if self.vectors.is_cuda and isinstance(self.index, faiss.IndexFlat):
+        end. From the FAISS index; where the vectors lie on a GPU and the index looks at all titles, by
+        catalogue_search there."""
+        if self.vectors.is_cuda and isinstance(self.index, faiss.IndexFlat | faiss.IndexScalarQuantizer):
             found, _ = catalogue_search(torch.from_numpy(vectors).to(self.device), self.vectors, k)
             return found.cpu().numpy()
         return self.index.search(vectors, k)[1]

@@ -55,7 +55,7 @@ def change_manifest(bundle: Path, **changes: Any) -> None:
 
 def edit_the_manifest(bundle: Path) -> None:
     file = bundle / "manifest.json"
-    file.write_text(file.read_text().replace('"Flat"', '"Flax"'))
+    file.write_text(file.read_text().replace('"SQfp16"', '"SQfp17"'))
 
 
 Damage = Callable[[Path], None]
