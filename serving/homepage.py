@@ -75,6 +75,7 @@ class HomepageEngine:
         self.store = store
         self.counters: Counter[str] = Counter()
         self.stage_seconds: defaultdict[str, float] = defaultdict(float)
+        self.bfloat16 = False  # see precision.py
         self._kept: OrderedDict[tuple[int, int, bytes], Ranked] = OrderedDict()  # the least recently used first
 
     def pages(self, requests: Sequence[PageRequest], now: float | None = None) -> list[Page | ValueError]:
@@ -197,7 +198,8 @@ class HomepageEngine:
         tokens = torch.from_numpy(np.concatenate([p.tokens for p in prepared])).to(self.store.device)
         lengths = [0, *(len(p.tokens) for p in prepared)]
         offsets = torch.tensor(np.cumsum(lengths), device=self.store.device)
-        vectors, states = self.store.model.encode(tokens, offsets)
+        with torch.autocast(self.store.device.type, torch.bfloat16, enabled=self.bfloat16):
+            vectors, states = self.store.model.encode(tokens, offsets)
         return vectors.float(), states.float()
 
     @torch.inference_mode()

@@ -19,6 +19,7 @@ from ..foundation.events import Counts
 from ..foundation.schema import ANONYMOUS, WIRE, Tensor
 from .homepage import HomepageEngine, Page
 from .known import check_known
+from .precision import use_bfloat16
 from .requests import BadRequest, PageRequest, RequestError
 from .store import Store
 from .surfaces import HOMEPAGE
@@ -42,6 +43,8 @@ def open_engine(args: Mapping[str, str]) -> HomepageEngine:
     known answers. Raises BundleError, which keeps the server from becoming ready and names the file."""
     engine = HomepageEngine(Store.open(bundle_dir(args)))
     check_known(engine)
+    if "bfloat16" in json.loads(args["model_config"])["parameters"] and not use_bfloat16(engine):
+        logging.getLogger(__name__).warning("bfloat16 is slow here or would change the ranking: float32 is used")
     engine.counters.clear()  # the proof is nobody's page
     engine.stage_seconds.clear()
     return engine
