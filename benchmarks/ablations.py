@@ -29,8 +29,8 @@ from ..training.movielens import fetch_movielens_100k
 from ..training.runs import best_epoch, read_metrics
 from ..training.train import TrainConfig, train
 from .ablation_variants import BASE, VARIANTS, Variant
+from .paired import difference, gain
 from .provenance import RESULTS, provenance, write_result
-from .quality_peers import gain
 
 RUNS = Path("runs/ablations")
 NAME = "ablations-ml-100k"
@@ -84,20 +84,6 @@ def run(name: str, seed: int, epochs: int, source: dict[str, Any]) -> dict[str, 
 def measures(ranks: np.ndarray) -> dict[str, np.ndarray]:
     """Of each member, float64 [B]. log_rank: natural logarithm of the place, from 1; lower is better."""
     return {"ndcg@10": gain(ranks), "mrr": 1 / (ranks + 1.0), "log_rank": np.log(ranks + 1.0)}
-
-
-def difference(ours: np.ndarray, base: np.ndarray) -> dict[str, float]:
-    """Mean of ours − base, float64 [seeds, B], with a 95 % interval that holds for other members and other seeds:
-    two-way clustered variance (Cameron, Gelbach and Miller 2011), at least that over members. One seed: over members
-    alone."""
-    each = ours - base
-    seeds, members = each.shape
-    variance = by_member = each.mean(0).var(ddof=1) / members
-    if seeds > 1:
-        by_seed = each.mean(1).var(ddof=1) / seeds
-        variance = max(by_member, by_member + by_seed - each.var(ddof=1) / each.size)
-    half = 1.96 * variance**0.5
-    return {"mean": float(each.mean()), "from": float(each.mean() - half), "to": float(each.mean() + half)}
 
 
 def summary(epochs: int) -> dict[str, Any]:

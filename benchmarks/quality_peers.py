@@ -4,7 +4,9 @@
 
 Needs `pip install '.[bench]'`: RecTools (an Apache-2.0 library; its own defaults but histories of 200 events). Every
 model stops when its validation NDCG@10 has not risen for twelve epochs and keeps its best epoch; the test item is
-looked at once. A difference counts as one if its 95 % interval, over members, of the mean over seeds excludes 0.
+looked at once. A difference counts as one if its 95 % interval, over members and seeds, excludes 0. The peers are not
+told when a page is asked for, so that Frontrow is compared with and without it. A run that is there (runs/peers) is not
+made again.
 """
 
 from __future__ import annotations
@@ -32,14 +34,16 @@ from ..training.evaluate import ranking_metrics, ranks_by, ranks_of_targets
 from ..training.movielens import fetch_movielens_100k
 from ..training.runs import best_epoch, read_metrics
 from ..training.train import TrainConfig, train
+from .paired import CUTOFF, difference, gain
 from .provenance import provenance, write_result
 
-PATIENCE, CUTOFF = 12, 10
+PATIENCE = 12
 GOAL = 0.156  # HR@10 of a validation item, whose time is noted: what RecTools' SASRec reaches in three minutes
 RUNS = Path("runs/peers")
 BASELINES = {"popularity": popularity_scores, "item-item CF": item_item_scores, "user-user CF": user_user_scores}
-# (ranks int64 [B] of the test items, epochs and seconds taken, seconds to GOAL or None)
-Trained = tuple[np.ndarray, dict[str, Any]]
+OURS = ("frontrow", UNTOLD := "frontrow, not told when")
+# By model: (ranks int64 [B] of the test items, epochs and seconds taken, seconds to GOAL or None)
+Trained = dict[str, tuple[np.ndarray, dict[str, Any]]]
 
 
 def frontrow(data: Dataset, seed: int, epochs: int) -> Trained:
@@ -48,7 +52,9 @@ def frontrow(data: Dataset, seed: int, epochs: int) -> Trained:
         model = train(data, config, Path(scratch))
         lines, epoch = read_metrics(Path(scratch)), int(best_epoch(Path(scratch))["epoch"])
     clock = np.cumsum([line["seconds"] for line in lines])
-    return ranks_of_targets(model, data, "test"), _summary(epoch, clock, [line["validation_hr@10"] for line in lines])
+    how = _summary(epoch, clock, [line["validation_hr@10"] for line in lines])
+    untold = ranks_of_targets(model, data, "test", with_request=False)
+    return {"frontrow": (ranks_of_targets(model, data, "test"), how), UNTOLD: (untold, how)}
 
 
 def peer(kind: str, data: Dataset, seed: int, epochs: int) -> Trained:
@@ -75,7 +81,7 @@ def peer(kind: str, data: Dataset, seed: int, epochs: int) -> Trained:
             break
     assert kept is not None
     model.torch_model.load_state_dict(kept)
-    return _ranks(model, data, "test"), _summary(epoch, np.array(clock), hits)
+    return {f"rectools {kind}": (_ranks(model, data, "test"), _summary(epoch, np.array(clock), hits))}
 
 
 def _summary(epoch: int, clock: np.ndarray, hits: list[float]) -> dict[str, Any]:
@@ -132,18 +138,6 @@ def _ranks(model: Any, data: Dataset, part: Part) -> np.ndarray:
     return np.array([place.get(m, len(data.titles)) for m in wanted])
 
 
-def gain(ranks: np.ndarray) -> np.ndarray:
-    """NDCG@10 of each member, float64 [B]."""
-    return np.where(ranks < CUTOFF, 1 / np.log2(ranks + 2.0), 0.0)
-
-
-def difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> dict[str, Any]:
-    """Of NDCG@10, member by member: the mean over seeds and members, with its 95 % interval over members."""
-    each = np.mean([gain(r) for r in ours], axis=0) - np.mean([gain(r) for r in theirs], axis=0)
-    half = 1.96 * each.std(ddof=1) / len(each) ** 0.5
-    return {"ndcg@10": each.mean(), "from": each.mean() - half, "to": each.mean() + half}
-
-
 def markdown(found: dict[str, Any]) -> str:
     """The section of quality.md."""
     by: dict[str, list[dict[str, Any]]] = {}
@@ -152,7 +146,8 @@ def markdown(found: dict[str, Any]) -> str:
     goal = f"seconds_to_validation_hr_{GOAL}"
     lines = [
         f"MovieLens-100K, one split, one evaluation, one run on {found['device']}; RecTools "
-        f"{found['versions']['rectools']} with its defaults. Means of the seeds.",
+        f"{found['versions']['rectools']} with its defaults. Means of the seeds; NDCG@10 less the other's, paired by "
+        "seed and member, with 95 % intervals over both.",
         "",
         f"| ranked by | seeds | HR@10 | NDCG@10 | seconds of training | until validation HR@10 {GOAL} |",
         "|---|---|---|---|---|---|",
@@ -162,10 +157,12 @@ def markdown(found: dict[str, Any]) -> str:
         times = [r[goal] for r in runs if r.get(goal) is not None]
         reached = f"{statistics.fmean(times):.0f} s" if len(times) == len(runs) else "not every seed" if times else "–"
         lines.append(f"| {name} | {len(runs)} | {hit:.4f} | {ndcg:.4f} | {seconds:.0f} | {reached} |")
-    lines += ["", "Frontrow's NDCG@10 less the other's, member by member, with its 95 % interval:", ""]
-    for pair, gap in found["paired"].items():
-        other = pair.removeprefix("frontrow - ")
-        lines.append(f"- {other}: {gap['ndcg@10']:+.4f} ({gap['from']:+.4f} to {gap['to']:+.4f})")
+    lines += ["", "| NDCG@10 less that of | Frontrow | Frontrow, not told when |", "|---|---|---|"]
+    for name in (name for name in by if name not in OURS):
+        gaps = (found["paired"][f"{ours} - {name}"] for ours in OURS)
+        lines.append(
+            f"| {name} | {' | '.join('{mean:+.4f} ({from:+.4f} to {to:+.4f})'.format(**gap) for gap in gaps)} |"
+        )
     return "\n".join(lines)
 
 
@@ -175,26 +172,38 @@ def main(seeds: list[int], epochs: int) -> None:
         f"python -m frontrow.benchmarks.quality_peers --epochs {epochs} --seed {' '.join(map(str, seeds))}"
     )
     source["versions"]["rectools"] = importlib.metadata.version("rectools")
-    trained: dict[str, Callable[[int], Trained]] = {
+    training: dict[str, Callable[[int], Trained]] = {
         "frontrow": lambda seed: frontrow(data, seed, epochs),
-        "rectools sasrec": lambda seed: peer("sasrec", data, seed, epochs),
-        "rectools hstu": lambda seed: peer("hstu", data, seed, epochs),
+        "sasrec": lambda seed: peer("sasrec", data, seed, epochs),
+        "hstu": lambda seed: peer("hstu", data, seed, epochs),
     }
-    ranks: dict[str, list[np.ndarray]] = {}
+    gains: dict[str, list[np.ndarray]] = {}
     runs: list[dict[str, Any]] = []
     for name, scores in BASELINES.items():
         started = time.monotonic()
-        ranks[name] = [ranks_by(scores(data, "test"), data, "test")]
-        runs.append({"model": name, **_quality(ranks[name][0]), "seconds": round(time.monotonic() - started, 1)})
+        ranks = ranks_by(scores(data, "test"), data, "test")
+        gains[name] = [gain(ranks)]
+        runs.append({"model": name, **_quality(ranks), "seconds": round(time.monotonic() - started, 1)})
     for seed in seeds:
-        for name, once in trained.items():
-            found, how = _kept(RUNS / f"{name}-{seed}-{epochs}.json", lambda once=once, seed=seed: once(seed))
-            ranks.setdefault(name, []).append(found)
-            runs.append({"model": name, "seed": seed, **_quality(found), **how})
-            print(runs[-1], flush=True)
-        paired = {f"frontrow - {name}": difference(ranks["frontrow"], of) for name, of in ranks.items()}
-        del paired["frontrow - frontrow"]
+        for kind, once in training.items():
+            made_by = {"epochs": epochs, "patience": PATIENCE, **_made_by(kind, source)}
+            found = _kept(RUNS / f"{kind}-{seed}.json", made_by, lambda once=once, seed=seed: once(seed))
+            for name, (ranks, how) in found.items():
+                gains.setdefault(name, []).append(gain(ranks))
+                runs.append({"model": name, "seed": seed, **_quality(ranks), **how})
+                print(runs[-1], flush=True)
+        paired = {
+            f"{ours} - {name}": difference(np.stack(gains[ours]), np.stack(of))
+            for ours in OURS for name, of in gains.items() if name not in OURS
+        }  # fmt: skip
         print(write_result("ml-100k-peers", {"runs": runs, "paired": paired, **source}))
+
+
+def _made_by(kind: str, source: dict[str, Any]) -> dict[str, Any]:
+    """What a kept run of a model depends on beside its seed and epochs."""
+    if kind == "frontrow":
+        return {"recipe": repr(TrainConfig())}
+    return {"rectools": source["versions"]["rectools"], "torch": source["versions"]["torch"]}
 
 
 def _quality(ranks: np.ndarray) -> dict[str, float]:
@@ -202,14 +211,15 @@ def _quality(ranks: np.ndarray) -> dict[str, float]:
     return {"hr@10": metrics["hr@10"], "ndcg@10": metrics["ndcg@10"]}
 
 
-def _kept(file: Path, once: Callable[[], Trained]) -> Trained:
-    """What a run gave, from `file` if it was finished before."""
-    if not file.is_file():
-        ranks, how = once()
+def _kept(file: Path, made_by: dict[str, Any], once: Callable[[], Trained]) -> Trained:
+    """What a run gave, from `file` if it was finished before and made by the same."""
+    kept = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    if kept.get("made_by") != made_by:
+        found = {name: (ranks.tolist(), how) for name, (ranks, how) in once().items()}
+        kept = {"made_by": made_by, "found": found}
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"ranks": ranks.tolist(), "how": how}), "utf-8")
-    kept = json.loads(file.read_text("utf-8"))
-    return np.array(kept["ranks"]), kept["how"]
+        file.write_text(json.dumps(kept), "utf-8")
+    return {name: (np.array(ranks), how) for name, (ranks, how) in kept["found"].items()}
 
 
 if __name__ == "__main__":

@@ -38,8 +38,8 @@ from ..training.world import World
 from ..training.world_log import WorldConfig
 from ..training.world_population import DAY, Visits
 from .ablation_variants import of_kind
+from .paired import gain
 from .provenance import provenance, write_result
-from .quality_peers import gain
 from .reproduce import recipe
 from .world_model import CONFIG, EPOCHS, EVALUATION_SEEDS, world_of
 

@@ -19,6 +19,7 @@ from frontrow.benchmarks.ablation_variants import (
     newest_only,
     of_kind,
 )
+from frontrow.benchmarks.paired import difference
 from frontrow.foundation.heads import Heads
 from frontrow.foundation.model import FoundationModel
 from frontrow.foundation.schema import default_schema
@@ -90,14 +91,14 @@ def test_a_difference_is_paired_and_knows_both_sources_of_noise() -> None:
     rng = np.random.default_rng(0)
     members = rng.normal(size=400)
     base = rng.normal(size=(5, 400)) + members  # members differ much more than what a variant changes
-    same = ablations.difference(base + 0.1, base)
+    same = difference(base + 0.1, base)
     assert same["mean"] == pytest.approx(0.1)
     assert same["to"] - same["from"] == pytest.approx(0, abs=1e-9)
     by_seed = rng.normal(scale=0.5, size=(5, 1))
-    lucky = ablations.difference(base + 0.1 + by_seed, base)
+    lucky = difference(base + 0.1 + by_seed, base)
     half = 1.96 * by_seed.std(ddof=1) / 5**0.5
     assert lucky["to"] - lucky["mean"] == pytest.approx(half, rel=0.02), "seeds that differ widen the interval"
-    alone = ablations.difference((base + members)[:1], base[:1])
+    alone = difference((base + members)[:1], base[:1])
     assert alone["to"] - alone["mean"] == pytest.approx(1.96 * members.std(ddof=1) / 20)
 
 
