@@ -70,6 +70,12 @@ def read_interactions(file: Path, titles: Path | None = None) -> Interactions:
     or texts. titles: CSV or Parquet with the column title and perhaps name, year and genres (a list, or a text with |
     between). Members and titles keep ids that are integers; texts are numbered in their order. Raises DataError."""
     table = _table(file, COLUMNS[:2])
+    strange = [name for name in table.column_names if name not in COLUMNS]
+    if strange and "timestamp" not in table.column_names:
+        raise DataError(
+            f"{file} has no column 'timestamp', and {', '.join(map(repr, strange))}, which nobody reads: name the one "
+            "that has the times 'timestamp', or leave such columns out, and the order of lines is the order in time"
+        )
     member_id, _ = _numbered(file, table, "member")
     title_id, names = _numbered(file, table, "title")
     of_title = dict(zip(np.unique(title_id).tolist(), names, strict=True))
@@ -179,6 +185,9 @@ def _metadata(file: Path, of_title: dict[int, str]) -> dict[str, list[object]]:
         found["genres"] = [t.split("|") if isinstance(t, str) and t else t or [] for t in texts]
     if "year" in table.column_names:
         found["year"] = [row.get("year") for row in rows]
+        if wrong := [year for year in found["year"] if year is not None and not isinstance(year, int)]:
+            said = next((year for year in wrong if not str(year).isdigit()), wrong[0])  # one text makes all texts
+            raise DataError(f"{file}: column 'year' has {said!r}; give whole numbers, or nothing")
     if "name" in table.column_names:
         of_title |= {i: str(row.get("name") or of_title[i]) for i, row in zip(sorted(of_title), rows, strict=True)}
     return found

@@ -53,6 +53,7 @@ def test_metadata_gives_names_genres_and_years(tmp_path: Path) -> None:
         ("member,title\n1.5,2\n", "column 'member' has type double; give integers or texts"),
         ("member,title,rating\n1,2,good\n", "column 'rating' has type string"),
         ("member,title,rating\n1,2,inf\n", "column 'rating' has inf; give finite numbers"),
+        ("member,title,when\n1,2,3\n", "has no column 'timestamp', and 'when', which nobody reads"),
         ("member,title\n", "has no lines"),
     ],
 )
@@ -67,6 +68,7 @@ def test_a_file_that_does_not_fit_is_named(tmp_path: Path, text: str, words: str
     ("text", "words"),
     [
         ("title,name\nb,Bee\nb,Wasp\n", "title 'b' has several lines"),
+        ("title,year\na,1999\nb,19x9\n", "column 'year' has '19.9'; give whole numbers"),
         ("title,name\nB,Bee\n", "none of its titles is among the interactions; 'B' is its first"),
     ],
 )
