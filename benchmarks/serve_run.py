@@ -11,12 +11,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 import venv
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from .perf_analyzer import find_perf_analyzer, site_packages
 
@@ -47,13 +48,24 @@ class Load:
     value: float
 
 
+class Counts(NamedTuple):
+    """Pages and batches made; seconds that requests waited, each by itself, and that batches took."""
+
+    pages: int
+    batches: int
+    waited: float
+    computed: float
+
+
 @dataclass(frozen=True)
 class Server:
-    """A `frontrow serve` that is ready. pid: of the launcher; the names of the server's processes hold it."""
+    """A `frontrow serve` that is ready. pid: of the launcher; the names of the server's processes hold it. metrics: the
+    URL of its metrics."""
 
     address: str
     pid: int
     ready_seconds: float
+    metrics: str
 
     def processes(self) -> list[int]:
         """Triton Server and the models' Python processes."""
@@ -75,13 +87,20 @@ class Server:
         """Memory that they hold; what several share is counted once (Pss)."""
         return sum(_pss_kb(Path(f"/proc/{pid}/smaps_rollup").read_text()) for pid in self.processes()) / 1000
 
-    def counts(self) -> tuple[int, int]:
-        """Pages answered and batches executed by `homepage` so far."""
-        from tritonclient.grpc import InferenceServerClient
-
-        with InferenceServerClient(self.address) as client:
-            statistics: Any = client.get_inference_statistics("homepage")
-        return statistics.model_stats[0].inference_count, statistics.model_stats[0].execution_count
+    def counts(self) -> Counts:
+        """What `homepage` has done so far."""
+        found: dict[str, float] = {}
+        for line in urllib.request.urlopen(self.metrics, timeout=10).read().decode().splitlines():
+            name, _, value = line.rpartition(" ")
+            if name.startswith(("frontrow_", 'nv_inference_exec_count{model="homepage"')):
+                found[name] = float(value)
+        executed = sum(value for name, value in found.items() if name.startswith("nv_"))
+        return Counts(
+            int(found['frontrow_homepage_total{what="pages"}']),
+            int(found.get('frontrow_homepage_total{what="batches"}', executed)),  # checkouts from before the gate
+            sum(value for name, value in found.items() if name.startswith("frontrow_wait_seconds_total")),
+            sum(value for name, value in found.items() if name.startswith("frontrow_stage_seconds_total")),
+        )
 
 
 def _cpu_seconds(stat: str) -> float:
@@ -95,9 +114,12 @@ def _pss_kb(rollup: str) -> int:
 
 
 @contextmanager
-def serving(bundle: Path, instances: int = 1, checkout: Path | None = None) -> Iterator[Server]:
+def serving(
+    bundle: Path, instances: int = 1, checkout: Path | None = None, queue: int | None = 10_000
+) -> Iterator[Server]:
     """`frontrow serve` of a bundle until the block ends, by the code of another checkout if one is given, with the
-    packages of this environment. Raises RuntimeError with what it said if it does not become ready."""
+    packages of this environment. queue: how many requests may wait; None is serve's default. Raises RuntimeError with
+    what it said if it does not become ready."""
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="frontrow-bench-")))
         taken = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
@@ -114,13 +136,16 @@ def serving(bundle: Path, instances: int = 1, checkout: Path | None = None) -> I
                     "--log", str(scratch / "server.log"),
                 ],
                 stdout=subprocess.PIPE, stderr=errors, text=True, cwd=scratch,
+                # perf_analyzer gives up when a request is refused; a variable, because older checkouts have no option.
+                env={**os.environ, **({} if queue is None else {"FRONTROW_QUEUE": str(queue)})},
             )  # fmt: skip
         try:
             assert process.stdout is not None
             if not any("ready in" in line for line in process.stdout):
                 raise RuntimeError(f"{bundle} is not served: {(scratch / 'errors').read_text().strip()}")
             try:
-                yield Server(f"127.0.0.1:{grpc}", process.pid, time.monotonic() - started)
+                metrics_url = f"http://127.0.0.1:{metrics}/metrics"
+                yield Server(f"127.0.0.1:{grpc}", process.pid, time.monotonic() - started, metrics_url)
             except Exception as error:
                 if process.poll() is not None:
                     said = (scratch / "errors").read_text().strip()
@@ -155,18 +180,21 @@ def measured(server: Server, data: Path, load: Load, seconds: float, pages_per_s
     in_flight = load.value if load.kind == "concurrency" else 1
     window = max(seconds / WINDOWS, TURNS * in_flight / pages_per_second)
     for attempt in range(ATTEMPTS):
-        (pages, batches), used = server.counts(), server.cpu_seconds()
+        before, used = server.counts(), server.cpu_seconds()
         try:
             found = _report(server.address, data, load, window * 2**attempt)
         except LoadError as error:
             if attempt + 1 == ATTEMPTS or "stable" not in str(error):
                 raise
             continue
-        used, (pages_now, batches_now) = server.cpu_seconds() - used, server.counts()
-        per_page = used / (pages_now - pages)
+        used, now = server.cpu_seconds() - used, server.counts()
+        pages, batches = now.pages - before.pages, now.batches - before.batches
+        per_page = used / pages
         return {
             **found,
-            "mean_batch": round((pages_now - pages) / (batches_now - batches), 2),
+            "mean_batch": round(pages / batches, 2),
+            "wait_ms": round(1000 * (now.waited - before.waited) / pages, 3),
+            "batch_ms": round(1000 * (now.computed - before.computed) / batches, 3),
             "cpu_ms_per_page": round(per_page * 1000, 3),
             "cpu_percent": round(100 * per_page * found["pages_per_second"], 1),
             "memory_mb": round(server.memory_mb(), 1),

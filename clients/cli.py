@@ -272,6 +272,10 @@ def serve(
     ),
     stages: Annotated[bool, typer.Option("--stages", help="Load the models of the single stages too.")] = False,
     instances: Annotated[int, typer.Option(min=1, help="Copies of the model, each a process.")] = 1,
+    queue: Annotated[
+        int | None,
+        typer.Option(min=1, envvar="FRONTROW_QUEUE", help="Requests that may wait in each; more are refused."),
+    ] = None,
     control_key: Annotated[
         str | None,
         typer.Option(envvar="FRONTROW_CONTROL_KEY", help="Whoever sends it may load models; default: nobody."),
@@ -297,8 +301,8 @@ def serve(
                 server = stack.enter_context(
                     serve_bundle(
                         path, host=host, grpc_port=grpc_port, http_port=http_port, metrics_port=metrics_port,
-                        log=log, stages=stages, instances=instances, control_key=control_key,
-                        extra_args=tritonserver or (),
+                        log=log, stages=stages, instances=instances, queue=queue,
+                        control_key=control_key, extra_args=tritonserver or (),
                     )
                 )  # fmt: skip
             of = json.loads((path / MANIFEST).read_bytes()).get("data_set")

@@ -97,7 +97,8 @@ class HomepageClient(_Core):
     """A client for threads: one instance serves them all. A context manager; `close` disconnects.
 
     url: "host:port" of the server's gRPC. timeout_s: seconds for a page, unless a call says otherwise.
-    schema: the fields that the server's bundle must have; None checks nothing. transport: in place of gRPC.
+    schema: the fields that the server's bundle must have; None checks nothing. background: nobody waits for these pages
+    (made ahead, or for a mail); under load the server makes the others first. transport: in place of gRPC.
     Raises InvalidRequest for a timeout that is not positive or a url with a scheme.
     """
 
@@ -107,10 +108,11 @@ class HomepageClient(_Core):
         *,
         timeout_s: float = 1.0,
         schema: Schema | None = _DEFAULT_SCHEMA,
+        background: bool = False,
         transport: Transport | None = None,
     ) -> None:
         super().__init__(timeout_s, schema)
-        self._transport = GrpcTransport(url) if transport is None else transport
+        self._transport = GrpcTransport(url, background=background) if transport is None else transport
         self._lock = threading.Lock()
 
     def homepage(
@@ -219,10 +221,11 @@ class AsyncHomepageClient(_Core):
         *,
         timeout_s: float = 1.0,
         schema: Schema | None = _DEFAULT_SCHEMA,
+        background: bool = False,
         transport: AsyncTransport | None = None,
     ) -> None:
         super().__init__(timeout_s, schema)
-        self._transport = AsyncGrpcTransport(url) if transport is None else transport
+        self._transport = AsyncGrpcTransport(url, background=background) if transport is None else transport
         self._lock = asyncio.Lock()
 
     async def homepage(

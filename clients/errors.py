@@ -4,7 +4,7 @@
     ├── InvalidRequest      an argument is wrong (also a ValueError); sending it again will not help
     ├── ServerUnavailable   nothing answers at the address
     ├── DeadlineExceeded    no answer within the timeout
-    ├── Overloaded          the server refused for want of capacity; a later call may pass
+    ├── Overloaded          the server refused for want of capacity; a later call may pass, one at once adds to it
     ├── ModelNotFound       the server does not hold that model, or not that version of it
     ├── SchemaMismatch      the server's bundle was made with other fields than the client's schema
     └── ServerFault         the server failed, or answered something that is not a Frontrow answer
@@ -32,7 +32,8 @@ class DeadlineExceeded(FrontrowError):
 
 
 class Overloaded(FrontrowError):
-    """The server refused for want of capacity; a later call may pass."""
+    """The server refused for want of capacity, at once or after the request had waited too long. The client did not
+    repeat it, which would add to the load; a later call may pass."""
 
 
 class ModelNotFound(FrontrowError):

@@ -70,8 +70,8 @@ _BALANCED: list[tuple[str, int | str]] = [
 
 _CLOSED = "this client is closed; make a new one"
 
-# Triton Server says UNAVAILABLE both for a full queue and for a version that is being loaded or unloaded, and
-# gRPC says it when nothing answers. Only the words tell them apart.
+# UNAVAILABLE stands for a full queue, for a version that is being loaded or unloaded, and for nobody who answers. Only
+# the words tell them apart.
 _QUEUE_FULL = re.compile(r"maximum queue size|timeout expired", re.IGNORECASE)
 _NOT_LOADED = re.compile(r"unknown model|not at ready state|no available versions", re.IGNORECASE)
 
@@ -113,10 +113,12 @@ class GrpcTransport:
 
     "dns:///host:port" is one connection to each address of the host, and requests go to all of them in turn.
     Connects on the first call. Raises InvalidRequest if `url` carries a scheme such as http://.
+    background: nobody waits for these answers; the server gives them when it has none to give to others.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, background: bool = False) -> None:
         self._url = _checked(url)
+        self._parameters = _parameters(background)
         self._client = triton.InferenceServerClient(url, channel_args=_channel_options(url))
         self._closed = False
 
@@ -128,7 +130,10 @@ class GrpcTransport:
             raise InvalidRequest(_CLOSED)
         tensors = _encode(model, inputs)
         try:
-            result = self._client.infer(model, tensors, version, client_timeout=timeout_s)
+            result = self._client.infer(
+                model, tensors, version, client_timeout=timeout_s, timeout=_microseconds(timeout_s),
+                parameters=self._parameters,
+            )  # fmt: skip
         except InferenceServerException as error:
             raise _translate(error, self._url, model, version, timeout_s) from error
         return _decode(model, result, self._url)
@@ -141,8 +146,9 @@ class GrpcTransport:
 class AsyncGrpcTransport:
     """The same for asyncio. To be used within one event loop."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, background: bool = False) -> None:
         self._url = _checked(url)
+        self._parameters = _parameters(background)
         # Made on the first call, because a channel belongs to the event loop that runs when it is made.
         self._client: triton_aio.InferenceServerClient | None = None
         self._closed = False
@@ -157,7 +163,10 @@ class AsyncGrpcTransport:
         if self._client is None:
             self._client = triton_aio.InferenceServerClient(self._url, channel_args=_channel_options(self._url))
         try:
-            result = await self._client.infer(model, tensors, version, client_timeout=timeout_s)
+            result = await self._client.infer(
+                model, tensors, version, client_timeout=timeout_s, timeout=_microseconds(timeout_s),
+                parameters=self._parameters,
+            )  # fmt: skip
         except InferenceServerException as error:
             raise _translate(error, self._url, model, version, timeout_s) from error
         return _decode(model, result, self._url)
@@ -182,6 +191,15 @@ def _channel_options(url: str) -> list[tuple[str, int | str]]:
         return [*_CHANNEL_OPTIONS, *_BALANCED]
     here = url.rpartition(":")[0] in ("localhost", "127.0.0.1", "[::1]")
     return [*_CHANNEL_OPTIONS, *([("grpc.enable_http_proxy", 0)] if here else [])]
+
+
+def _parameters(background: bool) -> dict[str, Any]:
+    return {"background": True} if background else {}
+
+
+def _microseconds(timeout_s: float) -> int:
+    """For the server, which then makes no page that comes too late."""
+    return max(1, min(int(timeout_s * 1e6), 2**63 - 1))
 
 
 def _encode(model: str, inputs: dict[str, np.ndarray]) -> list[triton.InferInput]:
@@ -212,7 +230,10 @@ def _translate(error: InferenceServerException, url: str, model: str, version: s
         case "RESOURCE_EXHAUSTED":
             return Overloaded(f"{url} has no capacity for {what}: {words}; ask again later, or add servers")
         case "UNAVAILABLE" if _QUEUE_FULL.search(words):
-            return Overloaded(f"the queue of {what} at {url} is full: {words}; ask again later, or add servers")
+            return Overloaded(
+                f"{url} has more requests for {what} than it can answer: {words}; show something simpler, or ask again "
+                "later but not at once; if it lasts, add servers"
+            )
         case "UNAVAILABLE" | "NOT_FOUND" if status == "NOT_FOUND" or _NOT_LOADED.search(words):
             return ModelNotFound(
                 f"{url} does not hold {what}: {words}; if it is just changing bundles ask again, "

@@ -38,13 +38,15 @@ def serve_bundle(
     log: Path,
     stages: bool = False,
     instances: int = 1,
+    queue: int | None = None,
     control_key: str | None = None,
     extra_args: Sequence[str] = (),
     on_tick: Callable[[float], None] | None = None,
 ) -> Iterator[TritonServer]:
     """A Triton Server that serves `bundle` until the block ends; entered when it is ready, warm and proved.
 
-    host: the address to listen on, 0.0.0.0 for every interface. stages: also load the stage models. control_key:
+    host: the address to listen on, 0.0.0.0 for every interface. stages: also load the stage models. queue: how many
+    requests may wait before more are refused (default: what gate.py says). control_key:
     whoever holds it may load and unload models; default random. extra_args: further options of tritonserver.
     Raises BundleError before anything starts if the bundle is not whole; ServerError if the server does not come up
     or answers a known request wrongly.
@@ -57,7 +59,7 @@ def serve_bundle(
     with tempfile.TemporaryDirectory(prefix="frontrow-repository-") as scratch:
         repository = write_repository(
             bundle, Path(scratch) / "models", (*DEFAULT_MODELS, *STAGE_MODELS),
-            version=version, instances=instances,
+            version=version, instances=instances, queue=queue,
         )  # fmt: skip
         server = TritonServer(
             repository=repository, load=models, log=log, host=host, grpc_port=grpc_port, http_port=http_port,

@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..foundation.events import Counts
 from ..foundation.schema import ANONYMOUS, WIRE, Tensor
 from .homepage import HomepageEngine, Page
 from .known import check_known
@@ -30,13 +29,6 @@ _NUMPY = {"INT64": np.int64, "INT32": np.int32, "FP32": np.float32, "UINT8": np.
 Row = Mapping[str, np.ndarray]
 Compute = Callable[[Sequence[Row]], Sequence["Row | ValueError"]]
 
-# What MetricsExport shows from the start: a rise from nothing to 1 is no rise to whoever computes rates.
-_FALLBACKS = ("unknown_member", "empty_history", "unknown_titles", "nothing_left")
-_COUNTED = (
-    "pages", "ranking_kept", "refused", "failed", *(f"fallback_{name}" for name in _FALLBACKS), *Counts().numbers()
-)  # fmt: skip
-_STAGES = ("prepare", "encode", "retrieve", "score", "assemble")
-
 
 def open_engine(args: Mapping[str, str]) -> HomepageEngine:
     """The engine of the bundle that the launcher wrote into the model's config, warm and checked against the bundle's
@@ -50,52 +42,60 @@ def open_engine(args: Mapping[str, str]) -> HomepageEngine:
     return engine
 
 
+def parameters(args: Mapping[str, str]) -> dict[str, Any]:
+    """The parameters of a model's config."""
+    return json.loads(args["model_config"])["parameters"]
+
+
 def bundle_dir(args: Mapping[str, str]) -> Path:
     """The parameter `bundle_dir` of a model's config."""
-    return Path(json.loads(args["model_config"])["parameters"]["bundle_dir"]["string_value"])
+    return Path(parameters(args)["bundle_dir"]["string_value"])
 
 
-def execute(
-    pb_utils: Any, model: str, requests: Sequence[Any], compute: Compute, counters: Counter[str] | None = None
+def execute(pb_utils: Any, model: str, requests: Sequence[Any], compute: Compute) -> list[Any]:
+    """One response per request, in order. Every row of every request is computed in one call."""
+    read: list[Sequence[Row] | RequestError] = []
+    for request in requests:
+        try:
+            read.append(rows_of(pb_utils, model, request))
+        except RequestError as error:
+            read.append(error)
+    good = iter(answered(pb_utils, model, [r for r in read if not isinstance(r, RequestError)], compute))
+    return [error_response(pb_utils, r) if isinstance(r, RequestError) else next(good) for r in read]
+
+
+def answered(
+    pb_utils: Any, model: str, requests: Sequence[Sequence[Row]], compute: Compute, counters: Counter[str] | None = None
 ) -> list[Any]:
-    """One response per request, in order. Every row of every request is computed in one call.
+    """One response for the rows of each request, in order. Every row is computed in one call.
 
     `counters["failed"]` rises with each request that fails and its caller is not to blame: Triton Server, which sends
     the error, counts a success.
     """
-    inputs, outputs = WIRE[model]
-    rows: list[Row] = []
-    shares: list[range | ValueError] = []
-    for request in requests:
-        try:
-            mine = _rows_of(pb_utils, request, inputs)
-        except RequestError as error:
-            shares.append(error)
-        else:
-            shares.append(range(len(rows), len(rows) + len(mine)))
-            rows += mine
-    answers = _compute(compute, rows)
+    answers = iter(_compute(compute, [row for rows in requests for row in rows]))
     responses = []
-    for share in shares:
-        mine = [share] if isinstance(share, ValueError) else [answers[i] for i in share]
+    for rows in requests:
+        mine = [next(answers) for _ in rows]
         wrong = [(row, a) for row, a in enumerate(mine) if isinstance(a, Exception)]
         if wrong:
             row, error = wrong[0]
             if counters is not None and not isinstance(error, BadRequest):
                 counters["failed"] += 1
-            responses.append(_error(pb_utils, error, f"row {row} of the batch: " if len(mine) > 1 else ""))
+            responses.append(error_response(pb_utils, error, f"row {row} of the batch: " if len(mine) > 1 else ""))
         else:
-            tensors = [pb_utils.Tensor(t.name, _stack(t, [a[t.name] for a in mine])) for t in outputs]  # type: ignore[index]
+            tensors = [pb_utils.Tensor(t.name, _stack(t, [a[t.name] for a in mine])) for t in WIRE[model][1]]  # type: ignore[index]
             responses.append(pb_utils.InferenceResponse(output_tensors=tensors))
     return responses
 
 
-def _rows_of(pb_utils: Any, request: Any, inputs: Sequence[Tensor]) -> list[Row]:
+def rows_of(pb_utils: Any, model: str, request: Any) -> list[Row]:
+    """The rows of a request, which remain when Triton Server takes the request's memory back. Raises RequestError."""
+    inputs = WIRE[model][0]
     arrays: dict[str, np.ndarray] = {}
     for t in inputs:
         tensor = pb_utils.get_input_tensor_by_name(request, t.name)
         if tensor is not None:
-            arrays[t.name] = tensor.as_numpy()
+            arrays[t.name] = np.array(tensor.as_numpy())
         elif not t.optional:
             raise RequestError(f"input {t.name!r} is missing")
     counts = {name: a.shape[0] for name, a in arrays.items()}
@@ -117,7 +117,8 @@ def _compute(compute: Compute, rows: Sequence[Row]) -> Sequence[Row | Exception]
         return [error] if len(rows) == 1 else [_compute(compute, [row])[0] for row in rows]
 
 
-def _error(pb_utils: Any, error: Exception, where: str) -> Any:
+def error_response(pb_utils: Any, error: Exception, where: str = "") -> Any:
+    """The response that tells a caller of an error."""
     bad = isinstance(error, BadRequest)  # any other ValueError is a fault of ours, not of the caller
     code = pb_utils.TritonError.INVALID_ARG if bad else pb_utils.TritonError.INTERNAL
     text = str(error) if bad else f"{type(error).__name__}: {error}"
@@ -199,49 +200,3 @@ def with_requests(
             found.append(error)
     answers = iter(answer([r for r in found if isinstance(r, PageRequest)]))
     return [next(answers) if isinstance(r, PageRequest) else r for r in found]
-
-
-class MetricsExport:
-    """Publishes an engine's counters, stage times and bundle on Triton Server's metrics endpoint."""
-
-    def __init__(self, pb_utils: Any, engine: HomepageEngine) -> None:
-        self._engine = engine
-        counter, gauge = pb_utils.MetricFamily.COUNTER, pb_utils.MetricFamily.GAUGE
-        what = "Pages answered, requests refused or failed, fallbacks by name, and values that were not perfect"
-        pages = pb_utils.MetricFamily(name="frontrow_homepage_total", description=what, kind=counter)
-        self._pages = _Rising(pages, "what", _COUNTED)
-        what = "Time that whole batches took in each stage"
-        stages = pb_utils.MetricFamily(name="frontrow_stage_seconds_total", description=what, kind=counter)
-        self._stages = _Rising(stages, "stage", _STAGES)
-        self._bundle = pb_utils.MetricFamily(
-            name="frontrow_bundle_timestamp_seconds",
-            description="When the served bundle was exported, and its newest event; seconds since 1970",
-            kind=gauge,
-        )
-        self._times = []  # kept: a metric that is let go disappears
-        for of, seconds in engine.store.bundle.times.items():
-            labels = {"version": str(engine.store.version), "of": of}
-            self._times.append(self._bundle.Metric(labels=labels))
-            self._times[-1].set(seconds)
-
-    def publish(self) -> None:
-        """Add what is new since the last call."""
-        self._pages.publish(self._engine.counters)
-        self._stages.publish(self._engine.stage_seconds)
-
-
-class _Rising:
-    """Counters of one family, by the value of their label."""
-
-    def __init__(self, family: Any, label: str, names: Iterable[str]) -> None:
-        self._family, self._label = family, label
-        self._metrics: dict[str, Any] = {}
-        self._sent: dict[str, float] = {}
-        self.publish(dict.fromkeys(names, 0))
-
-    def publish(self, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            if name not in self._metrics:
-                self._metrics[name] = self._family.Metric(labels={self._label: name})
-            self._metrics[name].increment(value - self._sent.get(name, 0))
-        self._sent = dict(values)

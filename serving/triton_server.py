@@ -150,22 +150,24 @@ def write_repository(
     *,
     version: int,
     instances: int = 1,
+    queue: int | None = None,
     templates: Traversable | None = None,
 ) -> Path:
     """Writes the repository that serves a bundle as `version` of each model; returns `destination`.
 
     `templates` holds `<model>/config.pbtxt` and `<model>/1/model.py` (default: this package's). A repository
     that is already at `destination` is replaced. On a host with GPUs each GPU gets `instances` of each model.
+    `queue`: how many requests may wait in each (default: what gate.py says).
 
-    Raises ValueError for a bundle that is no directory, an unknown model, a `version` or `instances` below 1,
+    Raises ValueError for a bundle that is no directory, an unknown model, a `version`, `instances` or `queue` below 1,
     and a `destination` that holds anything but a repository.
     """
     templates = templates or resources.files("frontrow.model_repository")
     bundle_dir, destination = bundle_dir.resolve(), destination.absolute()
     if not bundle_dir.is_dir():
         raise ValueError(f"bundle_dir: {bundle_dir} is not a directory")
-    if version < 1 or instances < 1:
-        raise ValueError(f"version and instances must be at least 1, not {version} and {instances}")
+    if version < 1 or instances < 1 or (queue is not None and queue < 1):
+        raise ValueError(f"version, instances and queue must be at least 1, not {version}, {instances} and {queue}")
     if destination.exists() and not all((path / "config.pbtxt").is_file() for path in destination.iterdir()):
         raise ValueError(f"destination: {destination} holds more than a model repository; not replaced")
     known = {path.name for path in templates.iterdir() if path.joinpath("config.pbtxt").is_file()}
@@ -188,6 +190,7 @@ def write_repository(
                 f"version_policy {{ specific {{ versions: [ {version} ] }} }}\n"
                 f"instance_group [ {{ count: {instances} kind: {kind} }} ]\n"
                 f'parameters {{ key: "bundle_dir" value: {{ string_value: {bundle} }} }}\n'
+                + (f'parameters {{ key: "queue" value: {{ string_value: "{queue}" }} }}\n' if queue else "")
             )
         if destination.exists():
             destination.rename(Path(scratch) / "old")

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 
 def test_homepage_shows_a_bundle_of_any_schema(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "GrpcTransport", lambda url: FakeServer(schema_hash="of other fields"))
+    monkeypatch.setattr(client, "GrpcTransport", lambda url, background: FakeServer(schema_hash="of other fields"))
     done = CliRunner().invoke(app, ["homepage", "--member", "1", "--json"], catch_exceptions=False)
     assert json.loads(done.stdout)["rows"][0]["titles"][0]["name"] == "Amélie"
 

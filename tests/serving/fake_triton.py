@@ -8,6 +8,7 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import Queue
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from frontrow.clients import InvalidRequest, ServerFault
 from frontrow.foundation.schema import WIRE
 
+FINAL = 1
 MODELS = Path(__file__).parents[2] / "model_repository"
 
 
@@ -36,6 +38,7 @@ class TritonError:
     code_: str = "INTERNAL"
     INVALID_ARG = "INVALID_ARG"
     INTERNAL = "INTERNAL"
+    UNAVAILABLE = "UNAVAILABLE"
 
 
 @dataclass
@@ -71,14 +74,50 @@ class MetricFamily:
         return SimpleNamespace(increment=increment, set=lambda value: self.values.update({key: value}))
 
 
-def request(arrays: dict[str, np.ndarray]) -> list[Tensor]:
-    return [Tensor(name, array) for name, array in arrays.items()]
+class Request(list[Tensor]):
+    """Its tensors, its parameters, and the one response that was sent to it."""
+
+    def __init__(self, tensors: list[Tensor], parameters: dict[str, Any], timeout_us: int) -> None:
+        super().__init__(tensors)
+        self._parameters, self._timeout_us = parameters, timeout_us
+        self._response: Queue[InferenceResponse] = Queue(1)
+
+    def parameters(self) -> str:
+        return json.dumps(self._parameters) if self._parameters else ""
+
+    def timeout(self) -> int:
+        return self._timeout_us
+
+    def get_response_sender(self) -> Any:
+        def send(response: InferenceResponse, flags: int) -> None:
+            assert flags == FINAL
+            self._response.put_nowait(response)
+
+        return SimpleNamespace(send=send)
+
+    def response(self) -> InferenceResponse:
+        return self._response.get(timeout=20)
+
+    @property
+    def answered(self) -> bool:
+        return not self._response.empty()
+
+
+def request(arrays: dict[str, np.ndarray], timeout_us: int = 0, **parameters: Any) -> Request:
+    return Request([Tensor(name, array) for name, array in arrays.items()], parameters, timeout_us)
+
+
+def execute(model: Any, requests: list[Request]) -> list[InferenceResponse]:
+    """What the callers get, returned by the model or sent by it."""
+    returned = model.execute(requests)
+    return [r.response() for r in requests] if returned is None else returned
 
 
 def fake_module() -> ModuleType:
     module = ModuleType("triton_python_backend_utils")
     module.Tensor, module.TritonError, module.InferenceResponse = Tensor, TritonError, InferenceResponse  # type: ignore
     module.MetricFamily = MetricFamily  # type: ignore[attr-defined]
+    module.TRITONSERVER_RESPONSE_COMPLETE_FINAL = FINAL  # type: ignore[attr-defined]
     module.get_input_tensor_by_name = lambda tensors, name: next(  # type: ignore[attr-defined]
         (t for t in tensors if t.name() == name), None
     )
@@ -115,7 +154,7 @@ class InProcessTransport:
     def infer(
         self, model: str, inputs: dict[str, np.ndarray], *, timeout_s: float, version: str = ""
     ) -> dict[str, np.ndarray]:
-        (response,) = self.models[model].execute([request(inputs)])
+        (response,) = execute(self.models[model], [request(inputs)])
         if response.error is not None:
             kind = InvalidRequest if response.error.code_ == TritonError.INVALID_ARG else ServerFault
             raise kind(response.error.message_)

@@ -1,0 +1,82 @@
+"""What a person sees of a server: counters and times of the homepage model on Triton Server's metrics endpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..foundation.events import Counts
+from .gate import BOUNDS, WAIT_SECONDS, Gate
+from .homepage import HomepageEngine
+
+# What is shown from the start: a rise from nothing to 1 is no rise to whoever computes rates.
+_FALLBACKS = ("unknown_member", "empty_history", "unknown_titles", "nothing_left")
+_COUNTED = (
+    "pages",
+    "refused",
+    "failed",
+    "overloaded",
+    "expired",
+    "batches",
+    *(f"fallback_{name}" for name in _FALLBACKS),
+    *Counts().numbers(),
+)
+_STAGES = ("prepare", "encode", "retrieve", "score", "assemble")
+
+
+class MetricsExport:
+    """Publishes an engine's counters, stage times and bundle, and how long requests take, on Triton Server's metrics
+    endpoint."""
+
+    def __init__(self, pb_utils: Any, engine: HomepageEngine) -> None:
+        self._engine = engine
+        counter, gauge = pb_utils.MetricFamily.COUNTER, pb_utils.MetricFamily.GAUGE
+        what = "Pages, batches, requests refused, failed or too many, fallbacks by name, and values not perfect"
+        pages = pb_utils.MetricFamily(name="frontrow_homepage_total", description=what, kind=counter)
+        self._pages = _Rising(pages, "what", _COUNTED)
+        what = "Time that whole batches took in each stage"
+        stages = pb_utils.MetricFamily(name="frontrow_stage_seconds_total", description=what, kind=counter)
+        self._stages = _Rising(stages, "stage", _STAGES)
+        what = "Time that requests waited for their turn, by priority"
+        waits = pb_utils.MetricFamily(name="frontrow_wait_seconds_total", description=what, kind=counter)
+        self._waits = _Rising(waits, "priority", WAIT_SECONDS)
+        # Counters that read as a histogram's buckets: to observe each request is a call to another process for each.
+        what = "Requests answered within so many seconds from when they came"
+        within = pb_utils.MetricFamily(name="frontrow_answer_seconds_bucket", description=what, kind=counter)
+        self._took = _Rising(within, "le", BOUNDS)
+        self._bundle = pb_utils.MetricFamily(
+            name="frontrow_bundle_timestamp_seconds",
+            description="When the served bundle was exported, and its newest event; seconds since 1970",
+            kind=gauge,
+        )
+        self._times = []  # kept: a metric that is let go disappears
+        for of, seconds in engine.store.bundle.times.items():
+            labels = {"version": str(engine.store.version), "of": of}
+            self._times.append(self._bundle.Metric(labels=labels))
+            self._times[-1].set(seconds)
+
+    def publish(self, gate: Gate) -> None:
+        """Add what is new since the last call."""
+        self._pages.publish(self._engine.counters)
+        self._stages.publish(self._engine.stage_seconds)
+        self._waits.publish(gate.waited_seconds)
+        self._took.publish(gate.took)
+
+
+class _Rising:
+    """Counters of one family, by the value of their label."""
+
+    def __init__(self, family: Any, label: str, names: Iterable[str]) -> None:
+        self._family, self._label = family, label
+        self._metrics: dict[str, Any] = {}
+        self._sent: Mapping[str, float] = {}
+        self.publish(dict.fromkeys(names, 0))
+
+    def publish(self, values: Mapping[str, float]) -> None:
+        values = dict(values)  # another thread may count meanwhile
+        for name, value in values.items():
+            if name not in self._metrics:
+                self._metrics[name] = self._family.Metric(labels={self._label: name})
+            if more := value - self._sent.get(name, 0):  # each call goes to another process and back
+                self._metrics[name].increment(more)
+        self._sent = values
