@@ -380,6 +380,7 @@ class Benchmark(StrEnum):
     install = "install"
     latency = "latency"
     serve = "serve"
+    overload = "overload"
     scoring_cpu = "scoring-cpu"
     embedding_cpu = "embedding-cpu"
     kernels = "kernels"

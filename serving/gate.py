@@ -23,7 +23,7 @@ from .triton_model import Compute, Row, answered, error_response, rows_of
 
 CPU_BATCH, GPU_BATCH = 8, 64
 """Pages computed together. On a CPU a larger batch saves no time, and its first member waits for the last."""
-BATCHES_WAITING = 4  # unless the launcher says how many requests may wait
+BATCHES_WAITING = 2  # unless the launcher says how many requests may wait
 WAIT_SECONDS = {"interactive": 1.0, "background": 10.0}
 """How long a request waits at most, by priority. Interactive ones go first."""
 _SECONDS = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 10.0)
