@@ -16,7 +16,7 @@ import numpy as np
 from ..foundation.bundle import MANIFEST, BundleError, read_manifest
 from ..foundation.schema import WIRE
 from .known import compare_known
-from .triton_server import ServerError, TritonServer, write_repository
+from .triton_server import CONTROL_HEADER, ServerError, TritonServer, write_repository
 
 DEFAULT_MODELS = ("homepage", "catalogue")
 STAGE_MODELS = ("foundation_model", "candidate_retrieval", "candidate_scoring", "row_ranking")
@@ -71,6 +71,31 @@ def serve_bundle(
             server.wait_ready(READY_TIMEOUT_S, on_tick)
             prove(server, json.loads((bundle / "known.json").read_bytes()))
             yield server
+
+
+def change_bundle(server: TritonServer, bundle: Path, *, instances: int = 1, queue: int | None = None) -> None:
+    """Serves `bundle`, of another version, in place of the one that `server` serves; returns when it has.
+
+    The old one answers until the new one is ready, proved within the model by its known answers, and then what has
+    reached it; no request is refused. Meanwhile both are in memory. The catalogue changes first, so that who gets a
+    page of the new bundle finds its names; who asks for the names of the old one only then does not.
+    Raises BundleError, or ServerError if a model does not load: the old one is then served on.
+    """
+    from tritonclient.utils import InferenceServerException
+
+    bundle = bundle.resolve()
+    version = read_manifest(bundle)["version"]
+    write_repository(
+        bundle, server.repository, (*DEFAULT_MODELS, *STAGE_MODELS), version=version, instances=instances, queue=queue
+    )
+    headers = {f"triton-grpc-protocol-{CONTROL_HEADER}": server.control_key}
+    with server.client() as client:
+        for model in reversed(server.load):
+            try:
+                client.load_model(model, headers=headers)
+            except InferenceServerException as error:
+                raise ServerError(f"{bundle} is not served: {error}; the log is {server.log}") from error
+    prove(server, json.loads((bundle / "known.json").read_bytes()))
 
 
 def prove(server: TritonServer, known: Mapping[str, Any]) -> None:

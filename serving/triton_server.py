@@ -156,7 +156,8 @@ def write_repository(
     """Writes the repository that serves a bundle as `version` of each model; returns `destination`.
 
     `templates` holds `<model>/config.pbtxt` and `<model>/1/model.py` (default: this package's). A repository
-    that is already at `destination` is replaced. On a host with GPUs each GPU gets `instances` of each model.
+    that is already at `destination` is replaced. On a host with GPUs each GPU gets `instances` of each model,
+    and one of `catalogue`.
     `queue`: how many requests may wait in each (default: what gate.py says).
 
     Raises ValueError for a bundle that is no directory, an unknown model, a `version`, `instances` or `queue` below 1,
@@ -182,13 +183,15 @@ def write_repository(
             config = templates.joinpath(model, "config.pbtxt").read_text()
             if owned := re.search(r"(?m)^\s*(instance_group|version_policy)\b", config):
                 raise ValueError(f"{model}/config.pbtxt sets {owned[1]}, which is written here")
+            # Names are asked for once a bundle: one process does, and the memory of others is saved.
+            count = 1 if model == "catalogue" else instances
             code = draft / model / str(version) / "model.py"
             code.parent.mkdir(parents=True)
             code.write_bytes(templates.joinpath(model, "1", "model.py").read_bytes())
             (draft / model / "config.pbtxt").write_text(
                 f"{config.rstrip()}\n\n"
                 f"version_policy {{ specific {{ versions: [ {version} ] }} }}\n"
-                f"instance_group [ {{ count: {instances} kind: {kind} }} ]\n"
+                f"instance_group [ {{ count: {count} kind: {kind} }} ]\n"
                 f'parameters {{ key: "bundle_dir" value: {{ string_value: {bundle} }} }}\n'
                 + (f'parameters {{ key: "queue" value: {{ string_value: "{queue}" }} }}\n' if queue else "")
             )

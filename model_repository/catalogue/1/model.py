@@ -4,16 +4,20 @@ import json
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from frontrow.foundation.bundle import load_bundle
-from frontrow.serving.requests import RequestError
-from frontrow.serving.surfaces import SURFACES
-from frontrow.serving.triton_model import bundle_dir, each, execute
+from frontrow.serving.loading import politely
 
 TITLES_A_CALL = 50_000
 
 
 class TritonPythonModel:
     def initialize(self, args):
+        politely(lambda: self.load(args))  # beside the bundle that is served until this one is ready
+
+    def load(self, args):
+        from frontrow.foundation.bundle import load_bundle
+        from frontrow.serving.surfaces import SURFACES
+        from frontrow.serving.triton_model import bundle_dir
+
         bundle = load_bundle(bundle_dir(args))
         self.ids, self.names = bundle.titles.ids, [name.encode() for name in bundle.titles.names]
         info = {
@@ -29,9 +33,13 @@ class TritonPythonModel:
         self.info = np.array([json.dumps(info).encode()], np.object_)
 
     def execute(self, requests):
+        from frontrow.serving.triton_model import each, execute
+
         return execute(pb_utils, "catalogue", requests, each(self.names_from))
 
     def names_from(self, row):
+        from frontrow.serving.requests import RequestError
+
         start = int(row["title_offset"][0])
         if not 0 <= start <= len(self.ids):
             raise RequestError(f"title_offset is {start}; the catalogue has {len(self.ids)} titles")
