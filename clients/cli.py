@@ -381,6 +381,7 @@ class Benchmark(StrEnum):
     latency = "latency"
     serve = "serve"
     overload = "overload"
+    memory = "memory"
     scoring_cpu = "scoring-cpu"
     embedding_cpu = "embedding-cpu"
     kernels = "kernels"
