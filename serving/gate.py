@@ -38,6 +38,7 @@ class _Waiting:
     priority: str
     came: float
     until: float
+    trace: str | None
 
 
 class Gate:
@@ -45,17 +46,20 @@ class Gate:
 
     At most `limit` rows wait of each priority; a request that is larger than that waits alone. `counters` rises by
     `overloaded` and `expired` requests, which both get UNAVAILABLE, and by `batches`. on_batch: called after each.
+    tracing: keep for it what traces of the last batch go on with, `traced`, and when the batch `began`.
     """
 
     def __init__(
         self, pb_utils: Any, model: str, compute: Compute, counters: Counter[str], batch: int, limit: int,
-        on_batch: Callable[[Gate], None] = lambda gate: None,
+        on_batch: Callable[[Gate], None] = lambda gate: None, tracing: bool = False,
     ) -> None:  # fmt: skip
         self._pb, self._model, self._compute, self._counters = pb_utils, model, compute, counters
         self._batch, self._limit, self._on_batch = batch, limit, on_batch
         self._queues: dict[str, deque[_Waiting]] = {priority: deque() for priority in WAIT_SECONDS}
         self._changed = threading.Condition()
-        self._closing = False
+        self._closing, self._tracing = False, tracing
+        self.traced: list[tuple[str, float]] = []  # context for spans, and when the request came
+        self.began = 0.0
         self.waited_seconds = dict.fromkeys(WAIT_SECONDS, 0.0)
         self.took = dict.fromkeys(BOUNDS, 0)  # requests answered within so many seconds
         counters.update(dict.fromkeys(("overloaded", "expired", "batches"), 0))  # two threads count: no key may be new
@@ -73,12 +77,13 @@ class Gate:
                 continue
             priority = "background" if json.loads(request.parameters() or "{}").get("background") else "interactive"
             patience = min(request.timeout() / 1e6 or float("inf"), WAIT_SECONDS[priority])
+            trace = request.trace().get_context() if self._tracing else None
             now, queue = time.perf_counter(), self._queues[priority]
             with self._changed:
                 waiting = sum(len(w.rows) for w in queue)
                 full = bool(queue) and waiting + len(rows) > self._limit
                 if not full:
-                    queue.append(_Waiting(sender, rows, priority, now, now + patience))
+                    queue.append(_Waiting(sender, rows, priority, now, now + patience, trace))
                     self._changed.notify()
             if full:
                 self._counters["overloaded"] += 1
@@ -121,7 +126,8 @@ class Gate:
                 return batch
 
     def _answer(self, batch: Sequence[_Waiting]) -> None:
-        began = time.perf_counter()
+        self.began = began = time.perf_counter()
+        self.traced = [(waiting.trace, waiting.came) for waiting in batch if waiting.trace]
         responses = answered(self._pb, self._model, [w.rows for w in batch], self._compute, self._counters)
         self._counters["batches"] += 1
         for waiting, response in zip(batch, responses, strict=True):

@@ -12,21 +12,29 @@ class TritonPythonModel:
 
         batch = GPU_BATCH if self.engine.store.device.type == "cuda" else CPU_BATCH
         limit = queue_limit(parameters(args), batch)
-        self.gate = Gate(pb_utils, "homepage", self.answers, self.engine.counters, batch, limit, self.metrics.publish)
+        self.gate = Gate(
+            pb_utils, "homepage", self.answers, self.engine.counters, batch, limit, self.publish, self.tracing.on
+        )
 
     def load(self, args):
         from frontrow.serving.metrics import MetricsExport
+        from frontrow.serving.tracing import Tracing
         from frontrow.serving.triton_model import open_engine
 
         self.engine = open_engine(args)
         _ = self.engine.store.search  # made now, so that nobody waits for it
         self.metrics = MetricsExport(pb_utils, self.engine)
+        self.tracing = Tracing(self.engine)
 
     def execute(self, requests):
         self.gate.admit(requests)  # they are answered when it is their turn
 
     def finalize(self):
         self.gate.close()
+
+    def publish(self, gate):
+        self.metrics.publish(gate)
+        self.tracing.publish(gate)
 
     def answers(self, rows):
         from frontrow.serving.triton_model import with_requests
