@@ -70,24 +70,27 @@ class Gate:
         """Each request into the queue, or its refusal sent."""
         for request in requests:
             sender = request.get_response_sender()
-            try:
-                rows = rows_of(self._pb, self._model, request)
-            except RequestError as error:
-                self._send(sender, error_response(self._pb, error))
-                continue
             priority = "background" if json.loads(request.parameters() or "{}").get("background") else "interactive"
-            patience = min(request.timeout() / 1e6 or float("inf"), WAIT_SECONDS[priority])
-            trace = request.trace().get_context() if self._tracing else None
-            now, queue = time.perf_counter(), self._queues[priority]
+            queue = self._queues[priority]
             with self._changed:
                 waiting = sum(len(w.rows) for w in queue)
-                full = bool(queue) and waiting + len(rows) > self._limit
-                if not full:
-                    queue.append(_Waiting(sender, rows, priority, now, now + patience, trace))
-                    self._changed.notify()
-            if full:
+            rows: list[Row] = []
+            if waiting < self._limit:  # else it is refused unread, which is most of the time that it takes
+                try:
+                    rows = rows_of(self._pb, self._model, request)
+                except RequestError as error:
+                    self._send(sender, error_response(self._pb, error))
+                    continue
+            if waiting and waiting + max(len(rows), 1) > self._limit:
                 self._counters["overloaded"] += 1
                 self._refuse(sender, f"Exceeds maximum queue size: {waiting} {priority} requests wait")
+                continue
+            patience = min(request.timeout() / 1e6 or float("inf"), WAIT_SECONDS[priority])
+            trace = request.trace().get_context() if self._tracing else None
+            now = time.perf_counter()
+            with self._changed:
+                queue.append(_Waiting(sender, rows, priority, now, now + patience, trace))
+                self._changed.notify()
 
     def close(self) -> None:
         """Answers what waits, then ends."""

@@ -302,7 +302,7 @@ def test_more_than_it_can_answer_is_refused_and_the_background_comes_last(runnin
         ):
             await client.catalogue()
             await background.catalogue()
-            await asyncio.gather(*(ask(background, True) for _ in range(20)), *(ask(client, False) for _ in range(180)))
+            await asyncio.gather(*(ask(background, True) for _ in range(12)), *(ask(client, False) for _ in range(180)))
 
     before = counted(running)
     asyncio.run(all_at_once())
@@ -311,7 +311,7 @@ def test_more_than_it_can_answer_is_refused_and_the_background_comes_last(runnin
     assert re.match(
         rf"{url} has more requests .* than it can answer: .*maximum queue size: \d+ interactive", refused[0]
     )
-    assert sum(words == "page" for background, words in done if background) == 20
+    assert sum(words == "page" for background, words in done if background) == 12
     assert done[-1] == (True, "page")
     assert eventually(lambda: counted(running)["overloaded"] == before["overloaded"] + len(refused))
 
