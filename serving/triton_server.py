@@ -335,7 +335,9 @@ class TritonServer:
     def _is_ready(self, client: InferenceServerClient) -> bool:
         from tritonclient.utils import InferenceServerException
 
-        with suppress(InferenceServerException):
+        with suppress(InferenceServerException, OSError):
+            host = self.address.rpartition(":")[0]
+            socket.create_connection((host, self.metrics_port), 2).close()  # the last that Triton Server opens
             metadata = client.get_server_metadata(as_json=True, client_timeout=2) or {}
             if metadata["name"] == self.name:  # not that of a server that took the port after it was checked
                 models = (client.is_model_ready(model, client_timeout=2) for model in self.load)
