@@ -55,10 +55,11 @@ def _request(member: int, events: Sequence[bytes]) -> PageRequest:
 def input_data(requests: Sequence[PageRequest]) -> dict[str, Any]:
     """The content of perf_analyzer's --input-data file. Every optional input is always there, empty ones with length
     zero: Triton Server batches only requests that carry the same set of inputs."""
-    return {"data": [{name: _tensor(values) for name, values in _inputs(r).items()} for r in requests]}
+    return {"data": [{name: _tensor(values) for name, values in inputs_of(r).items()} for r in requests]}
 
 
-def _inputs(request: PageRequest) -> dict[str, list[Any]]:
+def inputs_of(request: PageRequest) -> dict[str, list[Any]]:
+    """Every input of `homepage` by name; texts as str."""
     values: dict[str, list[Any]] = {
         "member_id": [request.member_id],
         "events": [e.decode() for e in request.events],

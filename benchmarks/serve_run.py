@@ -13,7 +13,7 @@ import tempfile
 import time
 import urllib.request
 import venv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,11 +81,11 @@ class Server:
 
     def cpu_seconds(self) -> float:
         """Processor time that they have used, of all cores together."""
-        return sum(_cpu_seconds(Path(f"/proc/{pid}/stat").read_text()) for pid in self.processes())
+        return cpu_seconds(self.processes())
 
     def memory_mb(self) -> float:
         """Memory that they hold; what several share is counted once (Pss)."""
-        return sum(_pss_kb(Path(f"/proc/{pid}/smaps_rollup").read_text()) for pid in self.processes()) / 1000
+        return memory_mb(self.processes())
 
     def counts(self) -> Counts:
         """What `homepage` has done so far."""
@@ -103,6 +103,16 @@ class Server:
         )
 
 
+def cpu_seconds(processes: Iterable[int]) -> float:
+    """Processor time that processes have used, of all cores together."""
+    return sum(_cpu_seconds(Path(f"/proc/{pid}/stat").read_text()) for pid in processes)
+
+
+def memory_mb(processes: Iterable[int]) -> float:
+    """Memory that processes hold; what several share is counted once (Pss)."""
+    return sum(_pss_kb(Path(f"/proc/{pid}/smaps_rollup").read_text()) for pid in processes) / 1000
+
+
 def _cpu_seconds(stat: str) -> float:
     """Of /proc/<pid>/stat, whose second field is the program's name in parentheses and may hold anything."""
     user, system = stat.rpartition(")")[2].split()[11:13]
@@ -111,6 +121,13 @@ def _cpu_seconds(stat: str) -> float:
 
 def _pss_kb(rollup: str) -> int:
     return next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this host that nobody listens on now."""
+    with ExitStack() as stack:
+        taken = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [t.getsockname()[1] for t in taken]
 
 
 @contextmanager
@@ -122,10 +139,7 @@ def serving(
     what it said if it does not become ready."""
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="frontrow-bench-")))
-        taken = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
-        grpc, http, metrics = (str(t.getsockname()[1]) for t in taken)
-        for t in taken:
-            t.close()
+        grpc, http, metrics = map(str, free_ports(3))
         python = sys.executable if checkout is None else str(python_of(checkout, scratch / "environment"))
         started = time.monotonic()
         with (scratch / "errors").open("w") as errors:
@@ -182,7 +196,7 @@ def measured(server: Server, data: Path, load: Load, seconds: float, pages_per_s
     for attempt in range(ATTEMPTS):
         before, used = server.counts(), server.cpu_seconds()
         try:
-            found = _report(server.address, data, load, window * 2**attempt)
+            found = reported(server.address, data, load, window * 2**attempt)
         except LoadError as error:
             if attempt + 1 == ATTEMPTS or "stable" not in str(error):
                 raise
@@ -202,7 +216,9 @@ def measured(server: Server, data: Path, load: Load, seconds: float, pages_per_s
     raise AssertionError("the last attempt returns or raises")
 
 
-def _report(address: str, data: Path, load: Load, window: float) -> dict[str, Any]:
+def reported(address: str, data: Path, load: Load, window: float) -> dict[str, Any]:
+    """What perf_analyzer says of a load on the model `homepage` there, in windows of so many seconds (`parse_report`).
+    Raises LoadError."""
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.csv"
         how = {
