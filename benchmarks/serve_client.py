@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -32,17 +32,19 @@ Call = Callable[[bytes], Awaitable[bytes]]
 @dataclass(frozen=True)
 class Target:
     """Where to ask for pages. With several addresses, requests in flight are spread over them evenly. sends_empty: also
-    optional inputs without a value, without which Triton Server batches less, and with which pytriton fails."""
+    optional inputs without a value, without which Triton Server batches less, and with which pytriton fails. constants:
+    inputs that a KServe model has besides those of `homepage`, the same for each request; INT64 unless WIRE
+    has the name."""
 
     protocol: Protocol
     addresses: tuple[str, ...]
     model: str = "homepage"
     sends_empty: bool = True
+    constants: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
-def encoded(target: Target, request: PageRequest, more: Mapping[str, Sequence[int]] | None = None) -> bytes:
-    """A request as the target reads it. more: inputs that a KServe model has besides those of `homepage`, INT64 or as
-    WIRE has them."""
+def encoded(target: Target, request: PageRequest) -> bytes:
+    """A request as the target reads it."""
     values = inputs_of(request)
     if target.protocol == "json":
         first = {name: "".join(values[name]) for name in ("context",)}
@@ -53,10 +55,10 @@ def encoded(target: Target, request: PageRequest, more: Mapping[str, Sequence[in
 
     message = ModelInferRequest(model_name=target.model)
     types = {t.name: t.dtype for side in WIRE.values() for t in side[0]}
-    for name, content in (values | dict(more or {})).items():
+    for name, content in (values | dict(target.constants)).items():
         if not len(content) and not target.sends_empty:
             continue
-        dtype = types[name]
+        dtype = types.get(name, "INT64")
         message.inputs.add(name=name, datatype=dtype, shape=[1, len(content)])
         if dtype == "BYTES":
             text = np.array([str(v).encode() for v in content], np.object_)

@@ -73,10 +73,10 @@ def _scores(titles: np.ndarray, scores: np.ndarray) -> dict[int, float]:
     return {t: s for t, s in zip(titles.ravel().tolist(), scores.ravel().tolist(), strict=True) if t >= 0}
 
 
-def checked_requests(bundle: Bundle) -> list[PageRequest]:
-    """Requests of all kinds at a time of their own, so that answers do not depend on when they are given."""
+def at_noon(bundle: Bundle, requests: Sequence[PageRequest]) -> list[PageRequest]:
+    """Requests at the time of the bundle's known ones, so that answers do not depend on when they are given."""
     noon = json.dumps({"timestamp": bundle.known["context"]["timestamp"]}).encode()
-    return [replace(r, context=noon) for r in draw_requests(bundle, "mixed", CHECKED)]
+    return [replace(r, context=noon) for r in requests]
 
 
 def check(name: str, server: Running, requests: Sequence[PageRequest], pages: Sequence[Page]) -> float:
@@ -186,7 +186,7 @@ def measure(path: Path, modes: Sequence[Mode], rounds: int, seconds: float, name
     bundle = load_bundle(path)
     requests = {mode: draw_requests(bundle, mode) for mode in modes}
     engine = HomepageEngine(Store(bundle))
-    same = checked_requests(bundle)
+    same = at_noon(bundle, draw_requests(bundle, "mixed", CHECKED))
     pages = [page for page in (engine.pages([r])[0] for r in same) if isinstance(page, Page)]
     trials = {peer: best_setting(peer, path, requests[modes[-1]], seconds) for peer in PEERS}
     content: dict[str, Any] = {

@@ -14,7 +14,8 @@ from frontrow.benchmarks.peers_running import OURS, running
 from frontrow.benchmarks.plain_engine import PlainEngine
 from frontrow.benchmarks.scratch_repository import Model, config_text
 from frontrow.benchmarks.serve_client import Target, decoded, encoded
-from frontrow.benchmarks.serve_peers import bars, check, checked_requests, disagreement, load, plot, ratios, summary
+from frontrow.benchmarks.serve_load import draw_requests
+from frontrow.benchmarks.serve_peers import at_noon, bars, check, disagreement, load, plot, ratios, summary
 from frontrow.foundation.schema import Tensor
 from frontrow.serving.homepage import HomepageEngine, Page
 from frontrow.serving.requests import PageRequest
@@ -28,7 +29,8 @@ def plain(tiny_bundle: Path) -> PlainEngine:
 
 @pytest.fixture(scope="module")
 def requests(plain: PlainEngine) -> list[PageRequest]:
-    return [replace(r, rows=5, titles=6) for r in checked_requests(plain.store.bundle)]
+    bundle = plain.store.bundle
+    return [replace(r, rows=5, titles=6) for r in at_noon(bundle, draw_requests(bundle, "mixed", 20))]
 
 
 @pytest.fixture(scope="module")
