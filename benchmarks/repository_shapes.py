@@ -27,7 +27,7 @@ from .provenance import provenance, write_result
 from .scratch_repository import Model, models_serving
 from .serve_client import Target, encoded
 from .serve_load import ROWS, TITLES, draw_requests
-from .serve_peers import CHECKED, IN_FLIGHT, at_noon, check, load, summary
+from .serve_peers import CHECKED, IN_FLIGHT, check, load, summary
 from .staged_page import ASSEMBLY, ENSEMBLE_LACKS, LACKS, ensemble_config
 
 SHAPES = ("one process", "ensemble", "business logic")
@@ -75,7 +75,7 @@ def measure(path: Path, rounds: int, seconds: float, threads: int, command: str)
     """The content of the result file. threads: of each stage; one process takes torch's own choice."""
     bundle = load_bundle(path)
     requests = draw_requests(bundle, "stored")
-    same = at_noon(bundle, requests[:CHECKED])
+    same = requests[:CHECKED]
     engine = HomepageEngine(Store(bundle))
     pages = [page for page in (engine.pages([r])[0] for r in same) if isinstance(page, Page)]
     content: dict[str, Any] = {

@@ -36,8 +36,8 @@ ASSEMBLY: tuple[tuple[Tensor, ...], tuple[Tensor, ...]] = (
 )
 # What this cannot do, in an ensemble and by business logic alike.
 LACKS = (
-    "candidate_retrieval is not told the events of a request: it proposes no titles by them and what they name again, "
-    "so that only pages of stored histories are equal, and only those are measured",
+    "candidate_retrieval is not told the events and the context of a request: it proposes no titles by them and what "
+    "they name again, and explores by its own day; only pages of stored histories, asked for now, are equal and measured",
     "candidate_retrieval proposes nothing more for pinned rows and rows of seen titles",
     "other surfaces than the homepage",
 )
