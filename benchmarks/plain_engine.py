@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..foundation.model import FoundationModel
 from ..foundation.transformer import Block
-from ..serving.homepage import HomepageEngine, Page
+from ..serving.homepage import HomepageEngine, Page, Ranked
 from ..serving.requests import PageRequest, Prepared
 from ..serving.store import Store
 
@@ -98,6 +98,9 @@ class PlainEngine(HomepageEngine):
         tokens = [torch.from_numpy(p.tokens).long() for p in prepared]
         last = torch.tensor([len(t) - 1 for t in tokens])
         return self.plain(pad_sequence(tokens, batch_first=True), last)
+
+    def _keep_ranking(self, p: Prepared, ranked: Ranked) -> None:
+        """Nothing is kept."""
 
     def page(self, request: PageRequest) -> Page:
         """One page. Raises ValueError for a bad request."""

@@ -3,8 +3,9 @@
     python -m frontrow.benchmarks.repository_shapes BUNDLE    → results/repository-shapes.json
 
 The stages are those of model_repository/ and one that assembles pages (staged_page.py), in a repository of the
-measurement. All three shapes answer with the same weights; their pages are compared before any is timed. Servers run
-throughout and are asked in turn by one generator (serve_client.py). Two to three minutes, 8 GB of memory.
+measurement. All shapes answer with the same weights; their pages are compared before any is timed. No stage keeps
+anything of a member, so that the one process is measured without that, too; `homepage` is the model as shipped, which
+keeps rankings. Servers run throughout and are asked in turn by one generator (serve_client.py). Three minutes, 8 GB.
 """
 
 from __future__ import annotations
@@ -30,16 +31,18 @@ from .serve_load import ROWS, TITLES, draw_requests
 from .serve_peers import CHECKED, IN_FLIGHT, check, load, summary
 from .staged_page import ASSEMBLY, ENSEMBLE_LACKS, LACKS, ensemble_config
 
-SHAPES = ("one process", "ensemble", "business logic")
+SHAPES = ("one process", "ensemble", "business logic", "homepage")
 STAGES = (*(Model(name) for name in STAGE_MODELS), Model("page_assembly", "page_assembly.py", ASSEMBLY))
 ROUNDS, SECONDS = 3, 3.0
 
 
 @contextmanager
 def shape(kind: str, bundle: Path, threads: int | None = None) -> Iterator[Running]:
-    """A server with a bundle in one of SHAPES until the block ends. threads: of each model, None for torch's choice."""
-    if kind == "one process":
-        models, name, ensemble = [Model("homepage")], "homepage", ""
+    """A server with a bundle in one of SHAPES until the block ends. threads: of each stage, None for torch's choice,
+    which one process always has."""
+    if kind in ("one process", "homepage"):
+        code = "forgetful_homepage.py" if kind == "one process" else None
+        models, name, ensemble, threads = [Model("homepage", code)], "homepage", "", None
     elif kind == "ensemble":
         models, name, ensemble = [*STAGES], "ensemble", ensemble_config()
     else:
@@ -92,7 +95,10 @@ def measure(path: Path, rounds: int, seconds: float, threads: int, command: str)
         "runs": [],
     }
     with ExitStack() as stack:
-        servers = {k: stack.enter_context(shape(k, path, None if k == SHAPES[0] else threads)) for k in SHAPES}
+        servers = {
+            k: stack.enter_context(shape(k, path, threads if k in ("ensemble", "business logic") else None))
+            for k in SHAPES
+        }
         content["models"] = {k: len(server.processes()) - 1 for k, server in servers.items()}
         content["titles_missing"] = {k: check(k, server, same, pages) for k, server in servers.items()}
         bodies = {k: [encoded(server.target, r) for r in requests] for k, server in servers.items()}

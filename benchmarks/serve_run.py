@@ -60,21 +60,22 @@ class Counts(NamedTuple):
 @dataclass(frozen=True)
 class Server:
     """A `frontrow serve` that is ready. pid: of the launcher; the names of the server's processes hold it. metrics: the
-    URL of its metrics."""
+    URL of its metrics. name: what the processes' names hold where a launcher has several servers."""
 
     address: str
     pid: int
     ready_seconds: float
-    metrics: str
+    metrics: str = ""
+    name: str = ""
 
     def processes(self) -> list[int]:
         """Triton Server and the models' Python processes."""
-        found = []
+        found, name = [], (self.name or f"frontrow-{self.pid}-").encode()
         for process in Path("/proc").glob("[0-9]*/cmdline"):
             with suppress(OSError):  # it has just ended
                 words = process.read_bytes().split(b"\0")
                 if words[0].endswith((b"tritonserver", b"triton_python_backend_stub")) and any(
-                    f"frontrow-{self.pid}-".encode() in word for word in words
+                    name in word for word in words
                 ):
                     found.append(int(process.parent.name))
         return found

@@ -37,7 +37,8 @@ ASSEMBLY: tuple[tuple[Tensor, ...], tuple[Tensor, ...]] = (
 # What this cannot do, in an ensemble and by business logic alike.
 LACKS = (
     "candidate_retrieval is not told the events and the context of a request: it proposes no titles by them and what "
-    "they name again, and explores by its own day; only pages of stored histories, asked for now, are equal and measured",
+    "they name again, and explores by its own day; only pages of stored histories, asked for now, are equal, and only "
+    "they are measured",
     "candidate_retrieval proposes nothing more for pinned rows and rows of seen titles",
     "other surfaces than the homepage",
 )
@@ -45,6 +46,13 @@ ENSEMBLE_LACKS = (
     "an ensemble has no constants: the client sends how many candidates it wants, and the ids of all rows",
     "no condition and no fallback: each request runs each stage",
 )
+
+
+class ForgetfulEngine(HomepageEngine):
+    """The engine without what it keeps of members between requests, which no stage does."""
+
+    def _keep_ranking(self, p: Prepared, ranked: Ranked) -> None:
+        """Nothing is kept."""
 
 
 class StagedEngine(HomepageEngine):
@@ -80,8 +88,8 @@ class StagedEngine(HomepageEngine):
         )
         vector = torch.from_numpy(found["member_vector"][None])
         level = store.normaliser(vector, [prepared.seen], best[None], scores[None])[0]
-        eligible = self._eligible(request, prepared, best)
-        return Ranked(best, scores, source_of[best], eligible, worth, float(level))
+        fits = np.packbits(self._eligible(request, prepared, best), axis=1)
+        return Ranked(best, scores, source_of[best], fits, worth, float(level))
 
 
 def ensemble_config() -> str:

@@ -73,7 +73,7 @@ def test_ratios_are_to_one_process_in_the_same_round() -> None:
         latency = {"p50": 1000 / speed, "p99": 2000 / speed}
         return {"server": kind, "in_flight": 1, "round": number, "pages_per_second": speed, "latency_ms": latency}
 
-    runs = [run(kind, n, (100, 50, 20)[k] * (n + 1)) for n in range(3) for k, kind in enumerate(SHAPES)]
+    runs = [run(kind, n, (100, 50, 20, 200)[k] * (n + 1)) for n in range(3) for k, kind in enumerate(SHAPES)]
     found = {line["shape"]: line for line in ratios(runs) if line["in_flight"] == 1}
     assert found["ensemble"]["throughput"] == [0.5, 0.5, 0.5]
     assert found["business logic"]["p50"] == [5.0, 5.0, 5.0]

@@ -50,6 +50,7 @@ def test_plain_torch_makes_our_pages_alone_and_in_batches(
     together = [outputs(page) for page in plain.pages(requests) if isinstance(page, Page)]
     assert disagreement(pages, alone) == (0.0, None)
     assert disagreement(pages, together) == (0.0, None)
+    assert plain.counters["ranking_kept"] == 0
 
 
 def test_another_page_is_noticed(pages: list[Page]) -> None:
