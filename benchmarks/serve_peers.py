@@ -277,9 +277,9 @@ def plot(content: Mapping[str, Any], path: Path) -> None:
         for axis in axes[:, column]:
             axis.set_xticks(range(len(modes)), modes)
             axis.grid(True, axis="y", alpha=0.25)
-    axes[0][0].legend(fontsize=8)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), fontsize=8, loc="lower center", ncols=3)
     figure.suptitle(f"{content['data_set']}, {content['device']}, {content['date']}", fontsize=10)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
