@@ -85,4 +85,4 @@ def models_serving(
         )  # fmt: skip
         with server:
             seconds = server.wait_ready(READY_TIMEOUT_S)
-            yield Server(server.address, os.getpid(), seconds, server.name)
+            yield Server(server.address, os.getpid(), seconds, name=server.name)
