@@ -1,6 +1,6 @@
 """What happens when more requests come than the server can answer? Open loop: nobody waits for earlier answers.
 
-    frontrow bench overload [BUNDLE] [--instances 1] [--queue N]     → results/overload-<data set>.json
+    frontrow bench overload [BUNDLE] [--instances N] [--queue N]     → results/overload-<data set>.json
 
 First the capacity: the most pages a second with some requests always in flight. Then that rate times 0.8, 1, 2 and 3,
 at random times, latencies counted from when each request should have been sent. Last a burst: half the capacity, three
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..foundation.bundle import load_bundle, newest_bundle
+from ..serving.serve import default_instances
 from .open_loop import Outcomes, at_rate, at_times, in_flight, poisson, serialized
 from .provenance import provenance, write_result
 from .serve_load import draw_requests
@@ -61,9 +62,9 @@ def recovery_seconds(found: Outcomes, burst_from: float, burst_to: float) -> flo
 
 def measure(path: Path, instances: int, queue: int | None, seconds: float, command: str) -> dict[str, Any]:
     bundle = load_bundle(path)
-    requests = [serialized(r) for r in draw_requests(bundle, "stored")]
+    requests = [serialized(r) for r in draw_requests(bundle, "mixed")]
     content: dict[str, Any] = {
-        "what": "pages of stored members over gRPC, client and server on one host, offered more than it can answer",
+        "what": "pages over gRPC, requests of mixed lengths, more than the server can answer, client on the same host",
         "data_set": bundle.manifest.get("data_set") or str(path),
         "titles": len(bundle.titles),
         "instances": instances,
@@ -108,7 +109,9 @@ if __name__ == "__main__":
         prog="frontrow bench overload", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE", help="default: the newest in bundles/")
-    parser.add_argument("--instances", type=int, default=1, help="copies of the model, each a process")
+    parser.add_argument(
+        "--instances", type=int, default=default_instances(), help="copies of the model; default: serve's"
+    )
     parser.add_argument("--queue", type=int, help="requests that may wait in each; default: serve's")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each load; default: 8")
     main(parser.parse_args())

@@ -20,7 +20,7 @@ from .serve_client import Target, ask, encoded
 from .serve_run import free_ports, serving
 
 OURS = "frontrow serve"
-OURS_TWICE = "frontrow serve --instances 2"
+OURS_ONCE = "frontrow serve --instances 1"
 PEERS = ("python backend", "FastAPI", "grpcio", "pytriton")
 READY_SECONDS = 120
 
@@ -47,8 +47,8 @@ def descendants(pid: int) -> list[int]:
 def running(peer: str, bundle: Path, processes: int = 1, threads: int = 1) -> Iterator[Running]:
     """A server of a bundle until the block ends; ours chooses processes and threads itself. Raises RuntimeError with
     what the server said if it does not answer."""
-    if peer in (OURS, OURS_TWICE):
-        with serving(bundle, 2 if peer == OURS_TWICE else 1) as server:
+    if peer in (OURS, OURS_ONCE):
+        with serving(bundle, 1 if peer == OURS_ONCE else None) as server:
             yield Running(Target("kserve", (server.address,)), server.processes)
     elif peer == "python backend":
         model = Model("homepage", "plain_homepage.py", batching=False)

@@ -4,8 +4,9 @@
     frontrow bench serve BUNDLE --quick                                  a minute, to see that everything works
     frontrow bench serve BUNDLE --compare A B                            is B slower than A? exit code 1 if so
 
-Each round asks, in each mode (serve_load.py), first the engine in this process, one request at a time, and then the
-server over gRPC: so many requests in flight, or so many a second at random times. Client and server share the host.
+Each round asks, in each mode (serve_load.py), first the engine in this process, one request at a time and with one
+thread, and then the server over gRPC: so many requests in flight, or so many a second at random times. Client and
+server share the host. Stored members have been there within the hour: before the first round each was asked for once.
 Figures are medians of the rounds. --compare: see serve_compare.py.
 """
 
@@ -23,11 +24,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import torch
 
 from ..foundation.bundle import load_bundle, newest_bundle
 from ..serving.homepage import CANDIDATES, HomepageEngine
 from ..serving.requests import PageRequest
+from ..serving.serve import default_instances
 from ..serving.store import Store
+from .open_loop import in_flight, serialized
 from .provenance import RESULTS, provenance, write_result
 from .serve_compare import ROUNDS as COMPARE_ROUNDS
 from .serve_compare import THRESHOLD, compare
@@ -68,8 +72,8 @@ def one_mode(
             figures = {"error": str(error)}
         found.append({"load": load.kind, "value": load.value, **more, **figures})
 
-    for in_flight in sorted(concurrency):
-        run(Load("concurrency", in_flight))
+    for number in sorted(concurrency):
+        run(Load("concurrency", number))
     most = max((f["pages_per_second"] for f in found if "error" not in f), default=0)
     for rate in sorted(rates):
         run(Load("rate", rate))
@@ -137,10 +141,14 @@ def measure(
         "in_process_ms": [],
         "runs": [],
     }
+    torch.set_num_threads(1)  # as in an instance of the server
     engine = HomepageEngine(Store(bundle))
+    engine.pages(draw_requests(bundle, "stored"))
     with tempfile.TemporaryDirectory() as scratch, serving(path, instances) as server:
         content["ready_seconds"] = round(server.ready_seconds, 2)
         content["memory_mb_when_ready"] = round(server.memory_mb(), 1)
+        for _ in range(4 * instances):  # until each instance has met each of them, all but surely
+            in_flight(server.address, [serialized(r) for r in draw_requests(bundle, "stored")], 16, 2.0)
         for mode in modes:
             (Path(scratch) / mode).write_text(json.dumps(input_data(requests[mode])), "utf-8")
         for number in range(rounds):
@@ -247,7 +255,9 @@ if __name__ == "__main__":
     )
     parser.add_argument("--rounds", type=int, metavar="N", help=f"default: {ROUNDS}; {COMPARE_ROUNDS} with --compare")
     parser.add_argument("--seconds", type=float, help=f"of each load, about; default: {SECONDS:g}")
-    parser.add_argument("--instances", type=int, default=1, help="copies of the model, each a process")
+    parser.add_argument(
+        "--instances", type=int, default=default_instances(), help="copies of the model; default: serve's"
+    )
     parser.add_argument("--quick", action="store_true", help="a small load, in a minute; result file serve-…-quick")
     parser.add_argument(
         "--compare", nargs=2, type=Path, metavar=("A", "B"), help="two checkouts, or two bundles: is B slower?"

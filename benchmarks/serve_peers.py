@@ -4,8 +4,8 @@
 
 Peers: (a) a Python-backend model of Triton Server, a request at a time; (b) FastAPI and uvicorn; (c) grpcio;
 (d) pytriton with @batch. All answer with plain torch (plain_engine.py) and the project's own page code; each gets the
-number of processes and threads that is fastest on this host, tried first. Ours has its default, and two instances
-beside it. Pages are compared with ours in this process before any is timed.
+number of processes and threads that is fastest on this host, tried first. Ours has its default, and one instance beside
+it; stored members have been there within the hour. Pages are compared with ours in this process before any is timed.
 
 All servers run throughout and are asked in turn, by one generator (serve_client.py), in each mode (serve_load.py) of
 each round; ratios are those of the same round. perf_analyzer asks ours and (a) too, as a check on the generator, and
@@ -29,12 +29,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..foundation.bundle import Bundle, load_bundle
 from ..serving.homepage import CANDIDATES, HomepageEngine, Page
 from ..serving.requests import PageRequest
 from ..serving.store import Store
-from .peers_running import OURS, OURS_TWICE, PEERS, Running, running
+from .peers_running import OURS, OURS_ONCE, PEERS, Running, running
 from .provenance import RESULTS, provenance, write_result
 from .serve import in_process, write_csv
 from .serve_client import ask, closed_loop, decoded, encoded
@@ -187,6 +188,7 @@ def measure(path: Path, modes: Sequence[Mode], rounds: int, seconds: float, name
     """The content of the result file, which is written anew after every round."""
     bundle = load_bundle(path)
     requests = {mode: draw_requests(bundle, mode) for mode in modes}
+    torch.set_num_threads(1)  # as in an instance of ours
     engine = HomepageEngine(Store(bundle))
     same = at_noon(bundle, draw_requests(bundle, "mixed", CHECKED))
     pages = [page for page in (engine.pages([r])[0] for r in same) if isinstance(page, Page)]
@@ -208,12 +210,16 @@ def measure(path: Path, modes: Sequence[Mode], rounds: int, seconds: float, name
     }
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        servers = {name: stack.enter_context(running(name, path)) for name in (OURS, OURS_TWICE)}
+        servers = {name: stack.enter_context(running(name, path)) for name in (OURS, OURS_ONCE)}
         for peer, (best, *_) in trials.items():
             servers[peer] = stack.enter_context(running(peer, path, best["processes"], best["threads"]))
         content["titles_missing"] = {n: check(n, server, same, pages) for n, server in servers.items()}
         for mode in modes:
             (scratch / mode).write_text(json.dumps(input_data(requests[mode])), "utf-8")
+        stored = draw_requests(bundle, "stored")
+        engine.pages(stored)
+        for n in (OURS, OURS_ONCE):  # stored members have been there within the hour
+            closed_loop(servers[n].target, [encoded(servers[n].target, r) for r in stored], IN_FLIGHT[-1], 8.0, WARM)
         for number in range(rounds):
             turn = [*servers][number % len(servers) :] + [*servers][: number % len(servers)]
             for mode in modes:

@@ -133,11 +133,11 @@ def free_ports(count: int) -> list[int]:
 
 @contextmanager
 def serving(
-    bundle: Path, instances: int = 1, checkout: Path | None = None, queue: int | None = 10_000
+    bundle: Path, instances: int | None = None, checkout: Path | None = None, queue: int | None = 10_000
 ) -> Iterator[Server]:
     """`frontrow serve` of a bundle until the block ends, by the code of another checkout if one is given, with the
-    packages of this environment. queue: how many requests may wait; None is serve's default. Raises RuntimeError with
-    what it said if it does not become ready."""
+    packages of this environment. instances: None for its default. queue: how many requests may wait; None for its
+    default. Raises RuntimeError with what it said if it does not become ready."""
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="frontrow-bench-")))
         grpc, http, metrics = map(str, free_ports(3))
@@ -147,7 +147,8 @@ def serving(
             process = subprocess.Popen(
                 [
                     python, "-m", "frontrow.clients.cli", "serve", "--bundle", str(bundle.resolve()),
-                    "--instances", str(instances), "--grpc-port", grpc, "--http-port", http, "--metrics-port", metrics,
+                    *([] if instances is None else ["--instances", str(instances)]),
+                    "--grpc-port", grpc, "--http-port", http, "--metrics-port", metrics,
                     "--log", str(scratch / "server.log"),
                 ],
                 stdout=subprocess.PIPE, stderr=errors, text=True, cwd=scratch,

@@ -271,7 +271,10 @@ def serve(
         "runs/server.log"
     ),
     stages: Annotated[bool, typer.Option("--stages", help="Load the models of the single stages too.")] = False,
-    instances: Annotated[int, typer.Option(min=1, help="Copies of the model, each a process.")] = 1,
+    instances: Annotated[
+        int | None,
+        typer.Option(min=1, envvar="FRONTROW_INSTANCES", help="Copies of the model; default: one a core, at most 4."),
+    ] = None,
     queue: Annotated[
         int | None,
         typer.Option(min=1, envvar="FRONTROW_QUEUE", help="Requests that may wait in each; more are refused."),
@@ -287,7 +290,7 @@ def serve(
     Stays in the foreground until Ctrl-C or SIGTERM.
     """
     from ..foundation.bundle import MANIFEST, newest_bundle
-    from ..serving.serve import serve_bundle
+    from ..serving.serve import default_instances, serve_bundle
 
     path = bundle or newest_bundle(bundles)
     stop: list[int] = []
@@ -301,7 +304,7 @@ def serve(
                 server = stack.enter_context(
                     serve_bundle(
                         path, host=host, grpc_port=grpc_port, http_port=http_port, metrics_port=metrics_port,
-                        log=log, stages=stages, instances=instances, queue=queue,
+                        log=log, stages=stages, instances=instances or default_instances(), queue=queue,
                         control_key=control_key, extra_args=tritonserver or (),
                     )
                 )  # fmt: skip

@@ -23,7 +23,7 @@ from .triton_model import Compute, Row, answered, error_response, rows_of
 
 CPU_BATCH, GPU_BATCH = 8, 64
 """Pages computed together. On a CPU a larger batch saves no time, and its first member waits for the last."""
-BATCHES_WAITING = 2  # unless the launcher says how many requests may wait
+QUEUE_SECONDS = 0.1  # of work may wait, and two batches always, unless the launcher says how many requests may
 WAIT_SECONDS = {"interactive": 1.0, "background": 10.0}
 """How long a request waits at most, by priority. Interactive ones go first."""
 _SECONDS = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 10.0)
@@ -44,17 +44,20 @@ class _Waiting:
 class Gate:
     """Takes Triton Server's requests and answers them from a thread of its own, at most `batch` rows at a time.
 
-    At most `limit` rows wait of each priority; a request that is larger than that waits alone. `counters` rises by
+    At most `limit` rows wait of each priority, or without it as many as take QUEUE_SECONDS by what rows took of late; a
+    request that is larger than that waits alone. `counters` rises by
     `overloaded` and `expired` requests, which both get UNAVAILABLE, and by `batches`. on_batch: called after each.
     tracing: keep for it what traces of the last batch go on with, `traced`, and when the batch `began`.
     """
 
     def __init__(
-        self, pb_utils: Any, model: str, compute: Compute, counters: Counter[str], batch: int, limit: int,
+        self, pb_utils: Any, model: str, compute: Compute, counters: Counter[str], batch: int,
+        limit: int | None,
         on_batch: Callable[[Gate], None] = lambda gate: None, tracing: bool = False,
     ) -> None:  # fmt: skip
         self._pb, self._model, self._compute, self._counters = pb_utils, model, compute, counters
         self._batch, self._limit, self._on_batch = batch, limit, on_batch
+        self._row_seconds = QUEUE_SECONDS  # that a row takes, smoothed
         self._queues: dict[str, deque[_Waiting]] = {priority: deque() for priority in WAIT_SECONDS}
         self._changed = threading.Condition()
         self._closing, self._tracing = False, tracing
@@ -75,13 +78,13 @@ class Gate:
             with self._changed:
                 waiting = sum(len(w.rows) for w in queue)
             rows: list[Row] = []
-            if waiting < self._limit:  # else it is refused unread, which is most of the time that it takes
+            if waiting < self.limit:  # else it is refused unread, which is most of the time that it takes
                 try:
                     rows = rows_of(self._pb, self._model, request)
                 except RequestError as error:
                     self._send(sender, error_response(self._pb, error))
                     continue
-            if waiting and waiting + max(len(rows), 1) > self._limit:
+            if waiting and waiting + max(len(rows), 1) > self.limit:
                 self._counters["overloaded"] += 1
                 self._refuse(sender, f"Exceeds maximum queue size: {waiting} {priority} requests wait")
                 continue
@@ -91,6 +94,11 @@ class Gate:
             with self._changed:
                 queue.append(_Waiting(sender, rows, priority, now, now + patience, trace))
                 self._changed.notify()
+
+    @property
+    def limit(self) -> int:
+        """How many rows of a priority may wait now."""
+        return self._limit or max(2 * self._batch, int(QUEUE_SECONDS / self._row_seconds))
 
     def close(self) -> None:
         """Answers what waits, then ends."""
@@ -136,6 +144,8 @@ class Gate:
         for waiting, response in zip(batch, responses, strict=True):
             self._send(waiting.sender, response)
         now = time.perf_counter()
+        took = (now - began) / sum(len(waiting.rows) for waiting in batch)
+        self._row_seconds += (took - self._row_seconds) / 10
         for waiting in batch:
             self.waited_seconds[waiting.priority] += began - waiting.came
             for bound in BOUNDS[bisect_left(_SECONDS, now - waiting.came) :]:
@@ -149,6 +159,6 @@ class Gate:
         sender.send(response, flags=self._pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
-def queue_limit(parameters: Mapping[str, Any], batch: int) -> int:
-    """How many rows may wait: the parameter `queue` of a model's config, else some batches."""
-    return int(parameters["queue"]["string_value"]) if "queue" in parameters else BATCHES_WAITING * batch
+def queue_limit(parameters: Mapping[str, Any]) -> int | None:
+    """How many rows may wait: the parameter `queue` of a model's config, if it has one."""
+    return int(parameters["queue"]["string_value"]) if "queue" in parameters else None

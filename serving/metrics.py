@@ -21,7 +21,7 @@ _COUNTED = (
     *(f"fallback_{name}" for name in _FALLBACKS),
     *Counts().numbers(),
 )
-_STAGES = ("prepare", "encode", "retrieve", "score", "assemble")
+STAGES = ("prepare", "encode", "retrieve", "score", "assemble")
 
 
 class MetricsExport:
@@ -36,7 +36,7 @@ class MetricsExport:
         self._pages = _Rising(pages, "what", _COUNTED)
         what = "Time that whole batches took in each stage"
         stages = pb_utils.MetricFamily(name="frontrow_stage_seconds_total", description=what, kind=counter)
-        self._stages = _Rising(stages, "stage", _STAGES)
+        self._stages = _Rising(stages, "stage", STAGES)
         what = "Time that requests waited for their turn, by priority"
         waits = pb_utils.MetricFamily(name="frontrow_wait_seconds_total", description=what, kind=counter)
         self._waits = _Rising(waits, "priority", WAIT_SECONDS)

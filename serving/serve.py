@@ -16,11 +16,17 @@ import numpy as np
 from ..foundation.bundle import MANIFEST, BundleError, read_manifest
 from ..foundation.schema import WIRE
 from .known import compare_known
-from .triton_server import CONTROL_HEADER, ServerError, TritonServer, write_repository
+from .triton_server import CONTROL_HEADER, ServerError, TritonServer, has_nvidia_gpu, write_repository
 
 DEFAULT_MODELS = ("homepage", "catalogue")
 STAGE_MODELS = ("foundation_model", "candidate_retrieval", "candidate_scoring", "row_ranking")
 READY_TIMEOUT_S = 180
+
+
+def default_instances() -> int:
+    """One for each core, at most 4; one where a GPU computes. A core more for the same instance would bring a page
+    nothing, and threads that wait for each other on busy cores cost more than they bring."""
+    return 1 if has_nvidia_gpu() else min(4, len(os.sched_getaffinity(0)))
 
 
 class WrongAnswer(ServerError):
@@ -45,6 +51,7 @@ def serve_bundle(
 ) -> Iterator[TritonServer]:
     """A Triton Server that serves `bundle` until the block ends; entered when it is ready, warm and proved.
 
+    instances: copies of the model, each a process with one thread, or one on each GPU.
     host: the address to listen on, 0.0.0.0 for every interface. stages: also load the stage models. queue: how many
     requests may wait before more are refused (default: what gate.py says). control_key:
     whoever holds it may load and unload models; default random. extra_args: further options of tritonserver.
@@ -64,7 +71,7 @@ def serve_bundle(
         server = TritonServer(
             repository=repository, load=models, log=log, host=host, grpc_port=grpc_port, http_port=http_port,
             metrics_port=metrics_port, control_key=control_key or secrets.token_urlsafe(24),
-            scratch=Path(scratch), threads=max(1, (os.cpu_count() or 1) // instances) if instances > 1 else None,
+            scratch=Path(scratch), threads=None if has_nvidia_gpu() else 1,
             extra_args=extra_args,
         )  # fmt: skip
         with server:

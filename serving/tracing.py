@@ -14,6 +14,7 @@ from typing import Any
 
 from .gate import Gate
 from .homepage import HomepageEngine
+from .metrics import STAGES
 
 
 class Tracing:
@@ -33,7 +34,8 @@ class Tracing:
         if self._tracer is None:
             return
         before, self._seconds = self._seconds, dict(self._engine.stage_seconds)
-        stages = {name: total - before.get(name, 0) for name, total in self._seconds.items()}
+        named = [*STAGES, *(name for name in self._seconds if name not in STAGES)]  # in the order of their work
+        stages = {name: self._seconds.get(name, 0) - before.get(name, 0) for name in named}
         epoch = time.time_ns() - time.perf_counter_ns()
         for carrier, came in gate.traced:
             parent = _parent(carrier)

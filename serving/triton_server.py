@@ -214,7 +214,7 @@ class TritonServer:
     Output is appended to `log`. `scratch` is a folder that is removed with the server, however either ends. Callers
     who send `control_key` (empty: ValueError) in CONTROL_HEADER may load further models; users of this host can read
     it in the process list. `threads` sets the threads of OpenMP
-    and BLAS in each model instance: leave it out for one; for several, cores / instances avoids a fight.
+    and BLAS in each model instance.
     """
 
     repository: Path

@@ -75,6 +75,18 @@ def test_interactive_requests_go_first_and_background_ones_fill_their_batches(ga
     assert engine.batches == [[0], [3, 4, 1], [2]]
 
 
+def test_as_much_work_may_wait_as_takes_a_tenth_of_a_second(engine: Engine) -> None:
+    gate = Gate(fake_module(), "candidate_scoring", engine, Counter(), batch=3, limit=None)
+    assert gate.limit == 6, "two batches while nothing is known"
+    engine.free.set()
+    for number in range(60):  # of no work at all
+        one = asked(number)
+        gate.admit([one])
+        assert one.response().error is None
+    gate.close()
+    assert gate.limit > 20
+
+
 def test_a_full_queue_refuses_at_once_and_takes_requests_again_when_it_has_room(
     gate: Gate, engine: Engine, counters: Counter[str]
 ) -> None:

@@ -11,10 +11,8 @@ class TritonPythonModel:
         from frontrow.serving.triton_model import parameters
 
         batch = GPU_BATCH if self.engine.store.device.type == "cuda" else CPU_BATCH
-        limit = queue_limit(parameters(args), batch)
-        self.gate = Gate(
-            pb_utils, "homepage", self.answers, self.engine.counters, batch, limit, self.publish, self.tracing.on
-        )
+        limit, counters = queue_limit(parameters(args)), self.engine.counters
+        self.gate = Gate(pb_utils, "homepage", self.answers, counters, batch, limit, self.publish, self.tracing.on)
 
     def load(self, args):
         from frontrow.serving.metrics import MetricsExport
