@@ -181,7 +181,7 @@ def test_a_real_server_under_a_small_load(tiny_bundle: Path, tmp_path: Path) -> 
     for entry in bad["data"]:
         entry["page"]["content"] = [400, 20]
     (tmp_path / "bad").write_text(json.dumps(bad))
-    with serving(tiny_bundle) as server:
+    with serving(tiny_bundle, 1) as server:
         for load in (Load("concurrency", 4), Load("rate", 20)):
             found = measured(server, tmp_path / "good", load, seconds=0.6, pages_per_second=200)  # all were accepted
             assert 0 < found["latency_ms"]["p50"] <= found["latency_ms"]["p95"] <= found["latency_ms"]["p99"]

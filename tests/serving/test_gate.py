@@ -79,8 +79,8 @@ def test_as_much_work_may_wait_as_takes_a_tenth_of_a_second(engine: Engine) -> N
     gate = Gate(fake_module(), "candidate_scoring", engine, Counter(), batch=3, limit=None)
     assert gate.limit == 6, "two batches while nothing is known"
     engine.free.set()
-    for number in range(60):  # of no work at all
-        one = asked(number)
+    for _ in range(60):  # of no work at all
+        one = asked(1)
         gate.admit([one])
         assert one.response().error is None
     gate.close()
