@@ -8,10 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import runpy
-import signal
 import sys
-import time
-from contextlib import ExitStack
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -289,50 +286,14 @@ def serve(
 
     Stays in the foreground until Ctrl-C or SIGTERM.
     """
-    from ..foundation.bundle import MANIFEST, newest_bundle
-    from ..serving.serve import default_instances, serve_bundle
+    from ..foundation.bundle import newest_bundle
+    from .serve import run_serve
 
-    path = bundle or newest_bundle(bundles)
-    stop: list[int] = []
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda number, _: _stop(stop, number))
-    started = time.monotonic()
-    log.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with ExitStack() as stack:
-            with show.waiting(errors, f"starting Triton Server with {path}"):
-                server = stack.enter_context(
-                    serve_bundle(
-                        path, host=host, grpc_port=grpc_port, http_port=http_port, metrics_port=metrics_port,
-                        log=log, stages=stages, instances=instances or default_instances(), queue=queue,
-                        control_key=control_key, extra_args=tritonserver or (),
-                    )
-                )  # fmt: skip
-            of = json.loads((path / MANIFEST).read_bytes()).get("data_set")
-            where = "localhost" if host in ("0.0.0.0", "127.0.0.1") else host
-            at = "" if (where, grpc_port) == ("localhost", GRPC_PORT) else f" --url {where}:{grpc_port}"
-            console.print(
-                f"ready in {time.monotonic() - started:.1f} s: bundle {path}{f' of {of}' if of else ''}, "
-                f"gRPC {host}:{grpc_port}, HTTP {host}:{http_port}, metrics {host}:{metrics_port}/metrics, log {log}\n"
-                f"Ctrl-C stops it; ask it in another terminal: frontrow homepage{at} --member 42",
-                soft_wrap=True,
-                highlight=False,
-            )
-            while True:
-                server.check()
-                time.sleep(0.2)
-    except _Stopped:
-        console.print("stopped")
-
-
-class _Stopped(BaseException):
-    """SIGINT or SIGTERM: unwinds through the server's own clean-up."""
-
-
-def _stop(seen: list[int], number: int) -> None:
-    if not seen:  # a second signal must not interrupt the clean-up
-        seen.append(number)
-        raise _Stopped
+    run_serve(
+        bundle or newest_bundle(bundles), host=host, grpc_port=grpc_port, http_port=http_port,
+        metrics_port=metrics_port, log=log, stages=stages, instances=instances, queue=queue, control_key=control_key,
+        extra_args=tritonserver or [],
+    )  # fmt: skip
 
 
 for command in (ask.homepage, ask.search, ask.similar):

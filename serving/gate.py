@@ -21,9 +21,9 @@ from typing import Any
 from .requests import RequestError
 from .triton_model import Compute, Row, answered, error_response, rows_of
 
-CPU_BATCH, GPU_BATCH = 8, 64
-"""Pages computed together. On a CPU a larger batch saves no time, and its first member waits for the last."""
-QUEUE_SECONDS = 0.1  # of work may wait, and two batches always, unless the launcher says how many requests may
+CPU_BATCH, GPU_BATCH = 16, 64
+"""Pages computed together. On a CPU a larger batch saves little time, and its first member waits for the last."""
+QUEUE_SECONDS = 0.1  # of work may wait, and a batch always, unless the launcher says how many requests may
 WAIT_SECONDS = {"interactive": 1.0, "background": 10.0}
 """How long a request waits at most, by priority. Interactive ones go first."""
 _SECONDS = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 10.0)
@@ -57,7 +57,7 @@ class Gate:
     ) -> None:  # fmt: skip
         self._pb, self._model, self._compute, self._counters = pb_utils, model, compute, counters
         self._batch, self._limit, self._on_batch = batch, limit, on_batch
-        self._row_seconds = QUEUE_SECONDS  # that a row takes, smoothed
+        self._row_seconds: float | None = None  # that a row takes, smoothed
         self._queues: dict[str, deque[_Waiting]] = {priority: deque() for priority in WAIT_SECONDS}
         self._changed = threading.Condition()
         self._closing, self._tracing = False, tracing
@@ -98,7 +98,7 @@ class Gate:
     @property
     def limit(self) -> int:
         """How many rows of a priority may wait now."""
-        return self._limit or max(2 * self._batch, int(QUEUE_SECONDS / self._row_seconds))
+        return self._limit or max(self._batch, int(QUEUE_SECONDS / (self._row_seconds or QUEUE_SECONDS)))
 
     def close(self) -> None:
         """Answers what waits, then ends."""
@@ -145,7 +145,7 @@ class Gate:
             self._send(waiting.sender, response)
         now = time.perf_counter()
         took = (now - began) / sum(len(waiting.rows) for waiting in batch)
-        self._row_seconds += (took - self._row_seconds) / 10
+        self._row_seconds = took if self._row_seconds is None else self._row_seconds + (took - self._row_seconds) / 10
         for waiting in batch:
             self.waited_seconds[waiting.priority] += began - waiting.came
             for bound in BOUNDS[bisect_left(_SECONDS, now - waiting.came) :]:

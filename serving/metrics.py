@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -21,15 +22,16 @@ _COUNTED = (
     *(f"fallback_{name}" for name in _FALLBACKS),
     *Counts().numbers(),
 )
+EVERY_SECONDS = 0.2
 STAGES = ("prepare", "encode", "retrieve", "score", "assemble")
 
 
 class MetricsExport:
     """Publishes an engine's counters, stage times and bundle, and how long requests take, on Triton Server's metrics
-    endpoint."""
+    endpoint, every now and then from a thread of its own until `close`: each value is a call to another process."""
 
-    def __init__(self, pb_utils: Any, engine: HomepageEngine) -> None:
-        self._engine = engine
+    def __init__(self, pb_utils: Any, engine: HomepageEngine, gate: Gate) -> None:
+        self._engine, self._gate = engine, gate
         counter, gauge = pb_utils.MetricFamily.COUNTER, pb_utils.MetricFamily.GAUGE
         what = "Pages, batches, requests refused, failed or too many, fallbacks by name, and values not perfect"
         pages = pb_utils.MetricFamily(name="frontrow_homepage_total", description=what, kind=counter)
@@ -54,13 +56,21 @@ class MetricsExport:
             labels = {"version": str(engine.store.version), "of": of}
             self._times.append(self._bundle.Metric(labels=labels))
             self._times[-1].set(seconds)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="metrics", daemon=True)
+        self._thread.start()
 
-    def publish(self, gate: Gate) -> None:
-        """Add what is new since the last call."""
-        self._pages.publish(self._engine.counters)
-        self._stages.publish(self._engine.stage_seconds)
-        self._waits.publish(gate.waited_seconds)
-        self._took.publish(gate.took)
+    def close(self) -> None:
+        """Ends the thread."""
+        self._closed.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while not self._closed.wait(EVERY_SECONDS):
+            self._stages.publish(self._engine.stage_seconds)
+            self._waits.publish(self._gate.waited_seconds)
+            self._took.publish(self._gate.took)
+            self._pages.publish(self._engine.counters)
 
 
 class _Rising:
@@ -77,6 +87,6 @@ class _Rising:
         for name, value in values.items():
             if name not in self._metrics:
                 self._metrics[name] = self._family.Metric(labels={self._label: name})
-            if more := value - self._sent.get(name, 0):  # each call goes to another process and back
+            if more := value - self._sent.get(name, 0):
                 self._metrics[name].increment(more)
         self._sent = values

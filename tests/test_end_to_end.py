@@ -21,6 +21,7 @@ from deploy_files import selectors, selects_something
 from frontrow.clients import AsyncHomepageClient, Homepage, HomepageClient, InvalidRequest, Overloaded, SchemaMismatch
 from frontrow.foundation.schema import SOURCES, Schema, default_schema
 from frontrow.serving.homepage import HomepageEngine, Page
+from frontrow.serving.metrics import EVERY_SECONDS
 from frontrow.serving.requests import PageRequest
 from frontrow.serving.serve import serve_bundle
 from frontrow.serving.store import Store
@@ -333,7 +334,8 @@ def test_one_page_at_a_time_takes_25_ms_at_most(running: Running) -> None:
 
 
 def counted(running: Running) -> dict[str, float]:
-    """frontrow_homepage_total. Counts follow soon after the answers that they count."""
+    """frontrow_homepage_total, of all that was answered: counts follow soon after."""
+    time.sleep(2 * EVERY_SECONDS)
     url = f"http://127.0.0.1:{running.server.metrics_port}/metrics"
     lines = urllib.request.urlopen(url, timeout=10).read().decode().splitlines()
     start = 'frontrow_homepage_total{what="'

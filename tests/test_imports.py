@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "model_repository": {"serving", "foundation"},
 }
 # The command line runs where everything is installed, and imports lazily, per command.
-EVERYTHING = ("clients/cli.py", "clients/demo.py", "clients/reproduce.py")
+EVERYTHING = ("clients/cli.py", "clients/demo.py", "clients/reproduce.py", "clients/serve.py")
 
 
 def imports(file: Path) -> Iterator[str]:

@@ -77,7 +77,7 @@ def test_interactive_requests_go_first_and_background_ones_fill_their_batches(ga
 
 def test_as_much_work_may_wait_as_takes_a_tenth_of_a_second(engine: Engine) -> None:
     gate = Gate(fake_module(), "candidate_scoring", engine, Counter(), batch=3, limit=None)
-    assert gate.limit == 6, "two batches while nothing is known"
+    assert gate.limit == 3, "a batch while nothing is known"
     engine.free.set()
     for _ in range(60):  # of no work at all
         one = asked(1)

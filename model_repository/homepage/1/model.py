@@ -8,20 +8,21 @@ class TritonPythonModel:
     def initialize(self, args):
         politely(lambda: self.load(args))  # beside the bundle that is served until this one is ready
         from frontrow.serving.gate import CPU_BATCH, GPU_BATCH, Gate, queue_limit
+        from frontrow.serving.metrics import MetricsExport
         from frontrow.serving.triton_model import parameters
 
         batch = GPU_BATCH if self.engine.store.device.type == "cuda" else CPU_BATCH
         limit, counters = queue_limit(parameters(args)), self.engine.counters
-        self.gate = Gate(pb_utils, "homepage", self.answers, counters, batch, limit, self.publish, self.tracing.on)
+        on_batch, tracing = self.tracing.publish, self.tracing.on
+        self.gate = Gate(pb_utils, "homepage", self.answers, counters, batch, limit, on_batch, tracing)
+        self.metrics = MetricsExport(pb_utils, self.engine, self.gate)
 
     def load(self, args):
-        from frontrow.serving.metrics import MetricsExport
         from frontrow.serving.tracing import Tracing
         from frontrow.serving.triton_model import open_engine
 
         self.engine = open_engine(args)
         _ = self.engine.store.search  # made now, so that nobody waits for it
-        self.metrics = MetricsExport(pb_utils, self.engine)
         self.tracing = Tracing(self.engine)
 
     def execute(self, requests):
@@ -29,10 +30,7 @@ class TritonPythonModel:
 
     def finalize(self):
         self.gate.close()
-
-    def publish(self, gate):
-        self.metrics.publish(gate)
-        self.tracing.publish(gate)
+        self.metrics.close()
 
     def answers(self, rows):
         from frontrow.serving.triton_model import with_requests
