@@ -276,6 +276,9 @@ def serve(
         int | None,
         typer.Option(min=1, envvar="FRONTROW_QUEUE", help="Requests that may wait in each; more are refused."),
     ] = None,
+    bfloat16: Annotated[
+        bool, typer.Option("--bfloat16", help="Encode quicker and less exactly where the processor has bfloat16.")
+    ] = False,
     control_key: Annotated[
         str | None,
         typer.Option(envvar="FRONTROW_CONTROL_KEY", help="Whoever sends it may load models; default: nobody."),
@@ -291,8 +294,8 @@ def serve(
 
     run_serve(
         bundle or newest_bundle(bundles), host=host, grpc_port=grpc_port, http_port=http_port,
-        metrics_port=metrics_port, log=log, stages=stages, instances=instances, queue=queue, control_key=control_key,
-        extra_args=tritonserver or [],
+        metrics_port=metrics_port, log=log, stages=stages, instances=instances, queue=queue, bfloat16=bfloat16,
+        control_key=control_key, extra_args=tritonserver or [],
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from .cli import console, errors
 
 def run_serve(
     path: Path, *, host: str, grpc_port: int, http_port: int, metrics_port: int, log: Path, stages: bool,
-    instances: int | None, queue: int | None, control_key: str | None, extra_args: list[str],
+    instances: int | None, queue: int | None, bfloat16: bool, control_key: str | None, extra_args: list[str],
 ) -> None:  # fmt: skip
     """Returns when SIGINT or SIGTERM has stopped it. Raises what `serve_bundle` and the server's `check` raise."""
     stop: list[int] = []
@@ -32,7 +32,7 @@ def run_serve(
                     serve_bundle(
                         path, host=host, grpc_port=grpc_port, http_port=http_port, metrics_port=metrics_port, log=log,
                         stages=stages, instances=instances or default_instances(), queue=queue,
-                        control_key=control_key, extra_args=extra_args,
+                        bfloat16=bfloat16, control_key=control_key, extra_args=extra_args,
                     )
                 )  # fmt: skip
             of = json.loads((path / MANIFEST).read_bytes()).get("data_set")

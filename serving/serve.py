@@ -45,16 +45,18 @@ def serve_bundle(
     stages: bool = False,
     instances: int = 1,
     queue: int | None = None,
+    bfloat16: bool = False,
     control_key: str | None = None,
     extra_args: Sequence[str] = (),
     on_tick: Callable[[float], None] | None = None,
 ) -> Iterator[TritonServer]:
     """A Triton Server that serves `bundle` until the block ends; entered when it is ready, warm and proved.
 
-    instances: copies of the model, each a process with one thread, or one on each GPU.
-    host: the address to listen on, 0.0.0.0 for every interface. stages: also load the stage models. queue: how many
-    requests may wait before more are refused (default: what gate.py says). control_key:
-    whoever holds it may load and unload models; default random. extra_args: further options of tritonserver.
+    host: the address to listen on, 0.0.0.0 for every interface. stages: also load the stage models. instances: copies
+    of the model, each a process with one thread, or one on each GPU. queue: how many requests may wait before more are
+    refused (default: what gate.py says). bfloat16: let the transformer multiply so where the processor does it natively
+    (precision.py). control_key: whoever holds it may load and unload models; default random. extra_args: further
+    options of tritonserver.
     Raises BundleError before anything starts if the bundle is not whole; ServerError if the server does not come up
     or answers a known request wrongly.
     """
@@ -66,7 +68,7 @@ def serve_bundle(
     with tempfile.TemporaryDirectory(prefix="frontrow-repository-") as scratch:
         repository = write_repository(
             bundle, Path(scratch) / "models", (*DEFAULT_MODELS, *STAGE_MODELS),
-            version=version, instances=instances, queue=queue,
+            version=version, instances=instances, queue=queue, bfloat16=bfloat16,
         )  # fmt: skip
         server = TritonServer(
             repository=repository, load=models, log=log, host=host, grpc_port=grpc_port, http_port=http_port,
@@ -76,11 +78,13 @@ def serve_bundle(
         )  # fmt: skip
         with server:
             server.wait_ready(READY_TIMEOUT_S, on_tick)
-            prove(server, json.loads((bundle / "known.json").read_bytes()))
+            prove(server, json.loads((bundle / "known.json").read_bytes()), exactly=not bfloat16)
             yield server
 
 
-def change_bundle(server: TritonServer, bundle: Path, *, instances: int = 1, queue: int | None = None) -> None:
+def change_bundle(
+    server: TritonServer, bundle: Path, *, instances: int = 1, queue: int | None = None, bfloat16: bool = False
+) -> None:
     """Serves `bundle`, of another version, in place of the one that `server` serves; returns when it has.
 
     The old one answers until the new one is ready, proved within the model by its known answers, and then what has
@@ -93,8 +97,9 @@ def change_bundle(server: TritonServer, bundle: Path, *, instances: int = 1, que
     bundle = bundle.resolve()
     version = read_manifest(bundle)["version"]
     write_repository(
-        bundle, server.repository, (*DEFAULT_MODELS, *STAGE_MODELS), version=version, instances=instances, queue=queue
-    )
+        bundle, server.repository, (*DEFAULT_MODELS, *STAGE_MODELS),
+        version=version, instances=instances, queue=queue, bfloat16=bfloat16,
+    )  # fmt: skip
     headers = {f"triton-grpc-protocol-{CONTROL_HEADER}": server.control_key}
     with server.client() as client:
         for model in reversed(server.load):
@@ -102,11 +107,12 @@ def change_bundle(server: TritonServer, bundle: Path, *, instances: int = 1, que
                 client.load_model(model, headers=headers)
             except InferenceServerException as error:
                 raise ServerError(f"{bundle} is not served: {error}; the log is {server.log}") from error
-    prove(server, json.loads((bundle / "known.json").read_bytes()))
+    prove(server, json.loads((bundle / "known.json").read_bytes()), exactly=not bfloat16)
 
 
-def prove(server: TritonServer, known: Mapping[str, Any]) -> None:
-    """Ask the bundle's known requests over gRPC. Raises WrongAnswer if an answer is missing, empty or differs."""
+def prove(server: TritonServer, known: Mapping[str, Any], exactly: bool = True) -> None:
+    """Ask the bundle's known requests over gRPC. Raises WrongAnswer if an answer is missing, empty or differs. exactly:
+    see compare_known."""
     from tritonclient.grpc import InferInput
     from tritonclient.utils import InferenceServerException
 
@@ -140,5 +146,5 @@ def prove(server: TritonServer, known: Mapping[str, Any]) -> None:
                     "the server leaves outputs empty; its Python needs numpy < 2 (see `frontrow doctor`)"
                 ) from error
             pages.append((row_scores[0], title_scores[0]))
-    if difference := compare_known(known, pages):
+    if difference := compare_known(known, pages, exactly):
         raise WrongAnswer(f"the server answers a known request differently than the bundle: {difference}")

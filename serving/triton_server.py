@@ -151,6 +151,7 @@ def write_repository(
     version: int,
     instances: int = 1,
     queue: int | None = None,
+    bfloat16: bool = False,
     templates: Traversable | None = None,
 ) -> Path:
     """Writes the repository that serves a bundle as `version` of each model; returns `destination`.
@@ -158,7 +159,7 @@ def write_repository(
     `templates` holds `<model>/config.pbtxt` and `<model>/1/model.py` (default: this package's). A repository
     that is already at `destination` is replaced. On a host with GPUs each GPU gets `instances` of each model,
     and one of `catalogue`.
-    `queue`: how many requests may wait in each (default: what gate.py says).
+    `queue`: how many requests may wait in each (default: what gate.py says). `bfloat16`: see precision.py.
 
     Raises ValueError for a bundle that is no directory, an unknown model, a `version`, `instances` or `queue` below 1,
     and a `destination` that holds anything but a repository.
@@ -194,6 +195,7 @@ def write_repository(
                 f"instance_group [ {{ count: {count} kind: {kind} }} ]\n"
                 f'parameters {{ key: "bundle_dir" value: {{ string_value: {bundle} }} }}\n'
                 + (f'parameters {{ key: "queue" value: {{ string_value: "{queue}" }} }}\n' if queue else "")
+                + ('parameters { key: "bfloat16" value: { string_value: "if quick" } }\n' if bfloat16 else "")
             )
         if destination.exists():
             destination.rename(Path(scratch) / "old")

@@ -425,6 +425,14 @@ def test_an_empty_page_may_be_a_known_answer(engine: HomepageEngine) -> None:
     assert "row_scores has shape (1,)" in str(compare_known(known, [(np.ones(1), np.ones((1, 8)))]))
 
 
+def test_what_is_less_exact_is_compared_by_the_best_scores() -> None:
+    known = {"titles": 2, "answers": [{"member_id": 7, "row_scores": [0.5, 0.4], "title_scores": [[3, 2], [1, 0]]}]}
+    other_order = np.array([0.501, 0.4]), np.array([[1, 0], [3.01, 2]])
+    assert "title_scores is off by 2" in str(compare_known(known, [other_order]))
+    assert compare_known(known, [other_order], exactly=False) is None
+    assert "title_scores is off by 3" in str(compare_known(known, [(np.array([0.5, 0.4]), np.zeros((2, 2)))], False))
+
+
 def test_the_stages_alone_refuse_what_does_not_fit(engine: HomepageEngine) -> None:
     width, none = engine.store.vectors.shape[1], np.empty(0, np.int64)
     good, ids = np.ones(width, np.float32), np.array([500, 501])

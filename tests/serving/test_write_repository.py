@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from frontrow.serving import triton_server
@@ -38,6 +40,15 @@ def test_instances_go_where_the_host_computes(
     monkeypatch.setattr(triton_server, "has_nvidia_gpu", lambda: gpu)
     models = write_repository(tmp_path, tmp_path / "models", ["echo"], version=1, instances=2, templates=templates)
     assert f"count: 2 kind: {kind}" in (models / "echo" / "config.pbtxt").read_text()
+
+
+def test_what_the_model_reads_stands_in_its_config(templates: Path, tmp_path: Path) -> None:
+    def parameters(**given: Any) -> list[str]:
+        models = write_repository(tmp_path, tmp_path / "models", ["echo"], version=1, templates=templates, **given)
+        return re.findall(r'parameters { key: "(\w+)" value', (models / "echo" / "config.pbtxt").read_text())
+
+    assert parameters() == ["bundle_dir"]
+    assert parameters(queue=7, bfloat16=True) == ["bundle_dir", "queue", "bfloat16"]
 
 
 @pytest.mark.parametrize(
