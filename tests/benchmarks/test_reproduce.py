@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from frontrow.clients.cli import main
 
 
 def reproduce(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -59,8 +60,15 @@ def test_interactions_of_ones_own_give_the_table_and_are_not_trained_twice(folde
         (("../elsewhere", "--interactions", "plays.csv"), "'../elsewhere' names a folder"),
     ],
 )
-def test_what_does_not_go_together_is_one_clear_line(folder: Path, options: tuple[str, ...], words: str) -> None:
-    done = reproduce(folder, *options)
-    assert done.returncode == 1
-    assert words in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+def test_what_does_not_go_together_is_one_clear_line(
+    folder: Path, options: tuple[str, ...], words: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["frontrow", "reproduce", *options])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    said = capsys.readouterr().err
+    assert stopped.value.code == 1
+    assert words in said
+    assert len(said.splitlines()) == 1

@@ -62,6 +62,7 @@ def answered(address: str, port: int) -> int:
         return found.inference_count
 
 
+@pytest.mark.long
 def test_a_replica_that_goes_fails_no_request(
     pods: tuple[int, dict[str, subprocess.Popen[str]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
