@@ -14,6 +14,7 @@ from .homepage import HomepageEngine
 _FALLBACKS = ("unknown_member", "empty_history", "unknown_titles", "nothing_left")
 _COUNTED = (
     "pages",
+    "ranking_kept",
     "refused",
     "failed",
     "overloaded",
