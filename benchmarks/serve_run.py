@@ -34,6 +34,7 @@ _SPLIT = {
     "Client Recv": "client_receive",
 }  # fmt: skip
 _TICKS = os.sysconf("SC_CLK_TCK")
+_COUNTED = ("exec_count", "queue_duration_us")  # by Triton Server
 
 
 class LoadError(RuntimeError):
@@ -93,14 +94,15 @@ class Server:
         found: dict[str, float] = {}
         for line in urllib.request.urlopen(self.metrics, timeout=10).read().decode().splitlines():
             name, _, value = line.rpartition(" ")
-            if name.startswith(("frontrow_", 'nv_inference_exec_count{model="homepage"')):
+            if name.startswith(("frontrow_", *(f'nv_inference_{of}{{model="homepage"' for of in _COUNTED))):
                 found[name] = float(value)
-        executed = sum(value for name, value in found.items() if name.startswith("nv_"))
+        total = lambda start: sum(value for name, value in found.items() if name.startswith(start))  # noqa: E731
         return Counts(
             int(found['frontrow_homepage_total{what="pages"}']),
-            int(found.get('frontrow_homepage_total{what="batches"}', executed)),  # checkouts from before the gate
-            sum(value for name, value in found.items() if name.startswith("frontrow_wait_seconds_total")),
-            sum(value for name, value in found.items() if name.startswith("frontrow_stage_seconds_total")),
+            # Of older checkouts, too: from before they counted batches, and when requests waited within the model.
+            int(found.get('frontrow_homepage_total{what="batches"}', total("nv_inference_exec_count"))),
+            total("nv_inference_queue_duration_us") / 1e6 + total("frontrow_wait_seconds_total"),
+            total("frontrow_stage_seconds_total"),
         )
 
 

@@ -274,7 +274,7 @@ def serve(
     ] = None,
     queue: Annotated[
         int | None,
-        typer.Option(min=1, envvar="FRONTROW_QUEUE", help="Requests that may wait in each; more are refused."),
+        typer.Option(min=1, envvar="FRONTROW_QUEUE", help="Requests that each takes at a time; more are refused."),
     ] = None,
     bfloat16: Annotated[
         bool, typer.Option("--bfloat16", help="Encode quicker and less exactly where the processor has bfloat16.")

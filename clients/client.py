@@ -98,7 +98,7 @@ class HomepageClient(_Core):
 
     url: "host:port" of the server's gRPC. timeout_s: seconds for a page, unless a call says otherwise.
     schema: the fields that the server's bundle must have; None checks nothing. background: nobody waits for these pages
-    (made ahead, or for a mail); under load the server makes the others first. transport: in place of gRPC.
+    (made ahead, or for a mail): the server makes others first, and refuses these first. transport: in place of gRPC.
     Raises InvalidRequest for a timeout that is not positive or a url with a scheme.
     """
 

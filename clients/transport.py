@@ -113,7 +113,7 @@ class GrpcTransport:
 
     "dns:///host:port" is one connection to each address of the host, and requests go to all of them in turn.
     Connects on the first call. Raises InvalidRequest if `url` carries a scheme such as http://.
-    background: nobody waits for these answers; the server gives them when it has none to give to others.
+    background: nobody waits for these answers; the server gives others first, and refuses these first.
     """
 
     def __init__(self, url: str, *, background: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""What a person sees of a server: counters and times of the homepage model on Triton Server's metrics endpoint."""
+"""What a person sees of a server: counters and stage times of the homepage model beside Triton Server's own metrics."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..foundation.events import Counts
-from .gate import BOUNDS, WAIT_SECONDS, Gate
 from .homepage import HomepageEngine
 
 # What is shown from the start: a rise from nothing to 1 is no rise to whoever computes rates.
@@ -28,11 +27,11 @@ STAGES = ("prepare", "encode", "retrieve", "score", "assemble")
 
 
 class MetricsExport:
-    """Publishes an engine's counters, stage times and bundle, and how long requests take, on Triton Server's metrics
-    endpoint, every now and then from a thread of its own until `close`: each value is a call to another process."""
+    """Publishes an engine's counters, stage times and bundle on Triton Server's metrics endpoint, every now and then
+    from a thread of its own until `close`: each value is a call to another process."""
 
-    def __init__(self, pb_utils: Any, engine: HomepageEngine, gate: Gate) -> None:
-        self._engine, self._gate = engine, gate
+    def __init__(self, pb_utils: Any, engine: HomepageEngine) -> None:
+        self._engine = engine
         counter, gauge = pb_utils.MetricFamily.COUNTER, pb_utils.MetricFamily.GAUGE
         what = "Pages, batches, requests refused, failed or too many, fallbacks by name, and values not perfect"
         pages = pb_utils.MetricFamily(name="frontrow_homepage_total", description=what, kind=counter)
@@ -40,13 +39,6 @@ class MetricsExport:
         what = "Time that whole batches took in each stage"
         stages = pb_utils.MetricFamily(name="frontrow_stage_seconds_total", description=what, kind=counter)
         self._stages = _Rising(stages, "stage", STAGES)
-        what = "Time that requests waited for their turn, by priority"
-        waits = pb_utils.MetricFamily(name="frontrow_wait_seconds_total", description=what, kind=counter)
-        self._waits = _Rising(waits, "priority", WAIT_SECONDS)
-        # Counters that read as a histogram's buckets: to observe each request is a call to another process for each.
-        what = "Requests answered within so many seconds from when they came"
-        within = pb_utils.MetricFamily(name="frontrow_answer_seconds_bucket", description=what, kind=counter)
-        self._took = _Rising(within, "le", BOUNDS)
         self._bundle = pb_utils.MetricFamily(
             name="frontrow_bundle_timestamp_seconds",
             description="When the served bundle was exported, and its newest event; seconds since 1970",
@@ -69,8 +61,6 @@ class MetricsExport:
     def _work(self) -> None:
         while not self._closed.wait(EVERY_SECONDS):
             self._stages.publish(self._engine.stage_seconds)
-            self._waits.publish(self._gate.waited_seconds)
-            self._took.publish(self._gate.took)
             self._pages.publish(self._engine.counters)
 
 

@@ -30,17 +30,18 @@ class Tracing:
         return self._tracer is not None
 
     def publish(self, gate: Gate) -> None:
-        """The spans of the batch that a gate has just answered: `wait`, then the stages, done for all together."""
+        """The spans of the batch that a gate has just computed: `wait`, from when Triton Server handed it over, then
+        the stages, done for all together."""
         if self._tracer is None:
             return
         before, self._seconds = self._seconds, dict(self._engine.stage_seconds)
         named = [*STAGES, *(name for name in self._seconds if name not in STAGES)]  # in the order of their work
         stages = {name: self._seconds.get(name, 0) - before.get(name, 0) for name in named}
         epoch = time.time_ns() - time.perf_counter_ns()
-        for carrier, came in gate.traced:
+        for carrier in gate.traced:
             parent = _parent(carrier)
-            start = came
-            for name, seconds in {"wait": gate.began - came, **{n: s for n, s in stages.items() if s}}.items():
+            start = gate.came
+            for name, seconds in {"wait": gate.began - gate.came, **{n: s for n, s in stages.items() if s}}.items():
                 span = self._tracer.start_span(name, parent, start_time=epoch + int(start * 1e9))
                 start += seconds
                 span.end(epoch + int(start * 1e9))

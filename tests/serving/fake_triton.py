@@ -110,7 +110,8 @@ def request(arrays: dict[str, np.ndarray], timeout_us: int = 0, **parameters: An
 def execute(model: Any, requests: list[Request]) -> list[InferenceResponse]:
     """What the callers get, returned by the model or sent by it."""
     returned = model.execute(requests)
-    return [r.response() for r in requests] if returned is None else returned
+    assert all(r.answered == (answer is None) for r, answer in zip(requests, returned, strict=True))
+    return [r.response() if answer is None else answer for r, answer in zip(requests, returned, strict=True)]
 
 
 def fake_module() -> ModuleType:

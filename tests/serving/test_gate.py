@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
-from fake_triton import Request, TritonError, fake_module, request
+from fake_triton import InferenceResponse, Request, TritonError, execute, fake_module, request
 from frontrow.serving.gate import Gate
 from frontrow.serving.triton_model import Row
 
 
 class Engine:
-    """Answers `candidate_scoring` with what was asked, and remembers the batches. Works only while `free` is set."""
+    """Answers `candidate_scoring` with what was asked, each batch in `seconds`, and remembers the batches."""
 
     def __init__(self) -> None:
-        self.free, self.began = threading.Event(), threading.Event()
+        self.seconds = 0.0
         self.batches: list[list[int]] = []
 
     def __call__(self, rows: Sequence[Row]) -> list[Row | ValueError]:
         self.batches.append([int(row["k"][0]) for row in rows])
-        self.began.set()
-        assert self.free.wait(20)
+        time.sleep(self.seconds)
         if 13 in self.batches[-1]:
             raise RuntimeError("unlucky")
         return [{"title_ids": row["title_ids"], "scores": np.zeros(1, np.float32)} for row in rows]
@@ -42,14 +40,9 @@ def counters() -> Counter[str]:
 
 
 @pytest.fixture
-def gate(engine: Engine, counters: Counter[str]) -> Iterator[Gate]:
-    """At most 3 rows a batch, at most 4 that wait; busy with request 0."""
-    gate = Gate(fake_module(), "candidate_scoring", engine, counters, batch=3, limit=4)
-    gate.admit([asked(0)])
-    assert engine.began.wait(20)
-    yield gate
-    engine.free.set()
-    gate.close()
+def gate(engine: Engine, counters: Counter[str]) -> Gate:
+    """At most 3 rows a batch, at most 4 at once."""
+    return Gate(fake_module(), "candidate_scoring", engine, counters, batch=3, limit=4)
 
 
 def asked(*numbers: int, timeout_us: int = 0, **parameters: Any) -> Request:
@@ -59,109 +52,108 @@ def asked(*numbers: int, timeout_us: int = 0, **parameters: Any) -> Request:
     return request(arrays, timeout_us, **parameters)
 
 
-def test_what_waits_becomes_batches_in_order(gate: Gate, engine: Engine) -> None:
+def titles(response: InferenceResponse) -> list[int]:
+    return response.value("title_ids").ravel().tolist()
+
+
+def test_what_comes_at_once_becomes_batches_in_order(gate: Gate, engine: Engine) -> None:
+    assert [titles(r) for r in execute(gate, [asked(number) for number in (1, 2, 3, 4)])] == [[1], [2], [3], [4]]
+    assert engine.batches == [[1, 2, 3], [4]]
+
+
+def test_the_first_batch_is_answered_before_the_next_is_computed(gate: Gate, engine: Engine) -> None:
     requests = [asked(number) for number in (1, 2, 3, 4)]
-    gate.admit(requests)
-    engine.free.set()
-    assert [r.response().value("title_ids").tolist() for r in requests] == [[[1]], [[2]], [[3]], [[4]]]
-    assert engine.batches == [[0], [1, 2, 3], [4]]
+    returned = gate.execute(requests)
+    assert [r.answered for r in requests] == [True, True, True, False]
+    assert returned[:3] == [None] * 3
+    assert titles(returned[3]) == [4]
 
 
 def test_interactive_requests_go_first_and_background_ones_fill_their_batches(gate: Gate, engine: Engine) -> None:
     requests = [asked(1, background=True), asked(2, background=True), asked(3), asked(4)]
-    gate.admit(requests)
-    engine.free.set()
-    assert all(r.response().error is None for r in requests)
-    assert engine.batches == [[0], [3, 4, 1], [2]]
+    assert [titles(r) for r in execute(gate, requests)] == [[1], [2], [3], [4]]
+    assert engine.batches == [[3, 4, 1], [2]]
 
 
-def test_as_much_work_may_wait_as_takes_a_tenth_of_a_second(engine: Engine) -> None:
-    gate = Gate(fake_module(), "candidate_scoring", engine, Counter(), batch=3, limit=None)
-    assert gate.limit == 3, "a batch while nothing is known"
-    engine.free.set()
-    for _ in range(60):  # of no work at all
-        one = asked(1)
-        gate.admit([one])
-        assert one.response().error is None
-    gate.close()
-    assert gate.limit > 20
-
-
-def test_a_full_queue_refuses_at_once_and_takes_requests_again_when_it_has_room(
+def test_what_is_too_much_is_refused_background_requests_first(
     gate: Gate, engine: Engine, counters: Counter[str]
 ) -> None:
-    gate.admit([waiting := asked(1), asked(2), asked(3), asked(4)])
-    gate.admit([refused := asked(5)])
-    error = refused.response().error  # while the engine is still busy
+    requests = [asked(1, background=True), *map(asked, (2, 3, 4)), asked(5, 6), asked(7)]
+    responses = execute(gate, requests)
+    assert [i for i, r in enumerate(responses) if r.error] == [0, 4], "of two rows one would find no place"
+    error = responses[0].error
     assert error is not None
     assert error.code_ == TritonError.UNAVAILABLE
-    assert error.message_ == "Exceeds maximum queue size: 4 interactive requests wait"
-    assert counters["overloaded"] == 1
-    gate.admit([background := asked(6, background=True)])  # has a queue of its own
-    engine.free.set()
-    assert waiting.response().error is background.response().error is None
-    gate.admit([later := asked(7)])
-    assert later.response().error is None
+    assert error.message_ == "Exceeds maximum queue size: 4 pages come first"
+    assert engine.batches == [[2, 3, 4], [7]]
+    assert counters["overloaded"] == 2
+    assert titles(*execute(gate, [asked(8)])) == [8]
+
+
+def test_refusals_do_not_wait_for_what_is_computed(engine: Engine, counters: Counter[str]) -> None:
+    requests, answered = [asked(number) for number in range(1, 10)], []
+
+    def compute(rows: Sequence[Row]) -> Sequence[Row | ValueError]:
+        answered.append([r.answered for r in requests])
+        return engine(rows)
+
+    gate = Gate(fake_module(), "candidate_scoring", compute, counters, batch=3, limit=4)
+    assert len(execute(gate, requests)) == 9
+    assert answered[0] == [False] * 4 + [True] * 5
+
+
+def test_as_many_are_taken_as_take_a_tenth_of_a_second(engine: Engine, counters: Counter[str]) -> None:
+    gate = Gate(fake_module(), "candidate_scoring", engine, counters, batch=3, limit=None)
+    assert gate.limit == 3, "a batch while nothing is known"
+    for _ in range(60):  # of no work at all
+        execute(gate, [asked(1)])
+    assert gate.limit > 20
+    engine.seconds = 0.06
+    for _ in range(40):
+        execute(gate, [asked(1)])
+    assert gate.limit == 3
 
 
 def test_a_request_larger_than_batch_and_queue_is_answered_alone(gate: Gate, engine: Engine) -> None:
-    gate.admit([large := asked(1, 2, 3, 4, 5, 6), small := asked(7)])
-    assert small.response().error is not None, "it is as many as may wait"
-    engine.free.set()
-    assert large.response().value("title_ids").ravel().tolist() == [1, 2, 3, 4, 5, 6]
-    assert engine.batches == [[0], [1, 2, 3, 4, 5, 6]]
+    large, small = execute(gate, [asked(1, 2, 3, 4, 5, 6), asked(7)])
+    assert titles(large) == [1, 2, 3, 4, 5, 6]
+    assert small.error is not None, "it is as many as may wait"
+    assert engine.batches == [[1, 2, 3, 4, 5, 6]]
 
 
 def test_who_waited_longer_than_they_would_is_refused_and_costs_nothing(
     gate: Gate, engine: Engine, counters: Counter[str]
 ) -> None:
-    gate.admit([hasty := asked(1, timeout_us=1000), patient := asked(2)])
-    time.sleep(0.01)
-    engine.free.set()
-    assert patient.response().error is None
-    error = hasty.response().error
+    engine.seconds = 0.01
+    requests = [asked(1), asked(2), asked(3), asked(4, timeout_us=1000)]
+    error = execute(gate, requests)[3].error
     assert error is not None
     assert error.code_ == TritonError.UNAVAILABLE
-    assert error.message_.startswith("Request timeout expired: it waited 0.")
-    assert engine.batches == [[0], [2]]
+    assert error.message_.startswith("Request timeout expired: it waited 0.0")
+    assert engine.batches == [[1, 2, 3]]
     assert counters["expired"] == 1
 
 
-def test_a_request_that_cannot_be_read_is_refused_and_the_others_are_answered(gate: Gate, engine: Engine) -> None:
-    gate.admit([broken := request({"k": np.array([[1]], np.int32)}), good := asked(2)])
-    engine.free.set()
-    error = broken.response().error
-    assert error is not None
-    assert error.message_ == "input 'member_vector' is missing"
-    assert good.response().error is None
+def test_a_request_that_cannot_be_read_is_refused_and_the_others_are_answered(gate: Gate) -> None:
+    broken, good = execute(gate, [request({"k": np.array([[1]], np.int32)}), asked(2)])
+    assert broken.error is not None
+    assert broken.error.message_ == "input 'member_vector' is missing"
+    assert titles(good) == [2]
 
 
-def test_a_batch_that_breaks_is_answered_too_and_the_next_one_comes(gate: Gate, engine: Engine) -> None:
-    gate.admit([unlucky := asked(13), beside := asked(1)])
-    engine.free.set()
-    error = unlucky.response().error
-    assert error is not None
-    assert error.message_ == "RuntimeError: unlucky"
-    assert beside.response().error is None
-    gate.admit([later := asked(2)])
-    assert later.response().error is None
+def test_a_batch_that_breaks_is_answered_too_and_the_next_one_comes(gate: Gate) -> None:
+    unlucky, beside = execute(gate, [asked(13), asked(1)])
+    assert unlucky.error is not None
+    assert unlucky.error.message_ == "RuntimeError: unlucky"
+    assert titles(beside) == [1]
+    assert titles(*execute(gate, [asked(2)])) == [2]
 
 
-def test_closing_answers_what_waits(engine: Engine) -> None:
-    gate = Gate(fake_module(), "candidate_scoring", engine, Counter(), batch=1, limit=4)
-    gate.admit(requests := [asked(1), asked(2), asked(3)])
-    engine.free.set()
-    gate.close()
-    assert all(r.answered for r in requests)
-
-
-def test_waits_and_answers_are_timed(gate: Gate, engine: Engine) -> None:
-    gate.admit([request := asked(1)])
-    time.sleep(0.03)
-    engine.free.set()
-    request.response()
-    gate.close()
-    assert gate.waited_seconds["interactive"] >= 0.03
-    assert gate.waited_seconds["background"] == 0
-    assert gate.took["+Inf"] == gate.took["2.0"] == 2
-    assert gate.took["0.02"] == 0
+def test_batches_are_counted_and_told_of(engine: Engine, counters: Counter[str]) -> None:
+    told: list[float] = []
+    tell = lambda gate: told.append(gate.began - gate.came)  # noqa: E731
+    gate = Gate(fake_module(), "candidate_scoring", engine, counters, batch=1, limit=4, on_batch=tell)
+    engine.seconds = 0.01
+    execute(gate, [asked(1), asked(2)])
+    assert counters["batches"] == 2
+    assert told[0] < 0.01 <= told[1]

@@ -15,7 +15,7 @@ class TritonPythonModel:
         limit, counters = queue_limit(parameters(args)), self.engine.counters
         on_batch, tracing = self.tracing.publish, self.tracing.on
         self.gate = Gate(pb_utils, "homepage", self.answers, counters, batch, limit, on_batch, tracing)
-        self.metrics = MetricsExport(pb_utils, self.engine, self.gate)
+        self.metrics = MetricsExport(pb_utils, self.engine)
 
     def load(self, args):
         from frontrow.serving.tracing import Tracing
@@ -26,10 +26,9 @@ class TritonPythonModel:
         self.tracing = Tracing(self.engine)
 
     def execute(self, requests):
-        self.gate.admit(requests)  # they are answered when it is their turn
+        return self.gate.execute(requests)
 
     def finalize(self):
-        self.gate.close()
         self.metrics.close()
 
     def answers(self, rows):
