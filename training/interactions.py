@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
@@ -20,6 +21,7 @@ from ..foundation.schema import Schema, default_schema
 from .data import DataError, write_dataset
 
 COLUMNS = ("member", "title", "timestamp", "rating")  # of a file of interactions; the last two may be left out
+METADATA = ("title", "name", "year", "genres")  # of a file of titles; all but the first may be left out
 _OF_TIME = ("hour", "weekday", "gap")
 _NEVER = ("entity_type", "duration", "device", "canvas", "locale")  # fields that interactions have not
 
@@ -69,7 +71,7 @@ def read_interactions(file: Path, titles: Path | None = None) -> Interactions:
     """From CSV or Parquet with the columns member, title and perhaps timestamp (seconds) and rating; ids are integers
     or texts. titles: CSV or Parquet with the column title and perhaps name, year and genres (a list, or a text with |
     between). Members and titles keep ids that are integers; texts are numbered in their order. Raises DataError."""
-    table = _table(file, COLUMNS[:2])
+    table = _table(file, COLUMNS, ("member", "title"))
     strange = [name for name in table.column_names if name not in COLUMNS]
     if strange and "timestamp" not in table.column_names:
         raise DataError(
@@ -121,18 +123,21 @@ def read_ml_1m(folder: Path) -> Interactions:
     return Interactions(member_id, title_id, None, None, titles)
 
 
-def _table(file: Path, needed: tuple[str, ...]) -> pa.Table:
+def _table(file: Path, known: tuple[str, ...], needed: tuple[str, ...]) -> pa.Table:
+    parquet = file.suffix.lower() == ".parquet"
     try:
-        table = pq.read_table(file) if file.suffix == ".parquet" else pyarrow.csv.read_csv(file)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{file} cannot be read as {'Parquet' if file.suffix == '.parquet' else 'CSV'} ({error})"
-        ) from error
+        table = pq.read_table(file) if parquet else pyarrow.csv.read_csv(file)
+        columns = table.column_names
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read as {'Parquet' if parquet else 'CSV'} ({error})") from error
+    for name in (name for name in known if name in columns):
+        if columns.count(name) > 1:
+            raise DataError(f"{file} has several columns {name!r}; give one")
+        if pa.types.is_binary(table[name].type):
+            raise DataError(f"{file}: column {name!r} has bytes that are not UTF-8; save the file as UTF-8")
     for name in needed:
-        if name not in table.column_names:
-            raise DataError(
-                f"{file} has no column {name!r}; it has {', '.join(table.column_names)}; name them {', '.join(COLUMNS)}"
-            )
+        if name not in columns:
+            raise DataError(f"{file} has no column {name!r}; it has {', '.join(columns)}; name them {', '.join(known)}")
         if table[name].null_count:
             raise DataError(f"{file}: column {name!r} has {table[name].null_count} empty values; leave such lines out")
     if not len(table):
@@ -144,6 +149,8 @@ def _numbered(file: Path, table: pa.Table, name: str) -> tuple[np.ndarray, list[
     """(id int64 [T], the text of each different id, by rising id)."""
     column = table[name].combine_chunks()
     if pa.types.is_integer(column.type):
+        if (most := pc.max(column).as_py()) >= 2**63:  # type: ignore[attr-defined]
+            raise DataError(f"{file}: column {name!r} has {most}; integers must be below 2**63, or give texts")
         ids = column.to_numpy(zero_copy_only=False).astype(np.int64)
         if ids.min() < 0:
             raise DataError(f"{file}: column {name!r} has {ids.min()}; integers must be from 0, or give texts")
@@ -171,7 +178,7 @@ def _ratings(file: Path, table: pa.Table) -> np.ndarray | None:
 
 def _metadata(file: Path, of_title: dict[int, str]) -> dict[str, list[object]]:
     """Columns by name, a value for each title of `of_title` by rising id; names are put into `of_title`."""
-    table = _table(file, ("title",))
+    table = _table(file, METADATA, ("title",))
     by_text = {str(row["title"]): row for row in table.to_pylist()}
     if len(by_text) < len(table):
         texts = [str(t) for t in table["title"].to_pylist()]
@@ -182,7 +189,7 @@ def _metadata(file: Path, of_title: dict[int, str]) -> dict[str, list[object]]:
     found: dict[str, list[object]] = {}
     if "genres" in table.column_names:
         texts = [row.get("genres") for row in rows]
-        found["genres"] = [t.split("|") if isinstance(t, str) and t else t or [] for t in texts]
+        found["genres"] = [[g for g in t.split("|") if g] if isinstance(t, str) else t or [] for t in texts]
     if "year" in table.column_names:
         found["year"] = [row.get("year") for row in rows]
         if wrong := [year for year in found["year"] if year is not None and not isinstance(year, int)]:

@@ -35,13 +35,20 @@ def test_without_times_the_order_is_that_of_the_file(tmp_path: Path) -> None:
 
 def test_metadata_gives_names_genres_and_years(tmp_path: Path) -> None:
     (tmp_path / "plays.csv").write_text(CSV)
-    (tmp_path / "titles.csv").write_text("title,name,year,genres\nb,Bee,1999,Drama|War\na,Ay,,\n")
+    (tmp_path / "titles.csv").write_text("title,name,year,genres\nb,Bee,1999,Drama||War|\na,Ay,,\n")
     given = read_interactions(tmp_path / "plays.csv", tmp_path / "titles.csv")
     data = load_dataset(given.write(tmp_path / "set"), given.schema())
     assert data.titles.names == ["Ay", "Bee", "c"]
     assert given.titles["genres"].to_pylist() == [[], ["Drama", "War"], []]
     assert given.titles["year"].to_pylist() == [None, 1999, None]
     assert [f.name for f in data.schema.title_fields] == ["genres", "year"]
+
+
+def test_ids_that_int64_does_not_hold_are_named(tmp_path: Path) -> None:
+    many = pa.array([1, 2**63 + 5], pa.uint64())
+    pq.write_table(pa.table({"member": many, "title": [1, 2]}), tmp_path / "plays.Parquet")
+    with pytest.raises(DataError, match="column 'member' has 9223372036854775813; integers must be below"):
+        read_interactions(tmp_path / "plays.Parquet")
 
 
 @pytest.mark.parametrize(
@@ -55,10 +62,13 @@ def test_metadata_gives_names_genres_and_years(tmp_path: Path) -> None:
         ("member,title,rating\n1,2,inf\n", "column 'rating' has inf; give finite numbers"),
         ("member,title,when\n1,2,3\n", "has no column 'timestamp', and 'when', which nobody reads"),
         ("member,title\n", "has no lines"),
+        ("member,title,title\n1,2,3\n", "has several columns 'title'; give one"),
+        ("member,title\n1,été\n", "column 'title' has bytes that are not UTF-8; save the file as UTF-8"),
+        ("mémber,title\n1,2\n", "cannot be read as CSV"),
     ],
 )
 def test_a_file_that_does_not_fit_is_named(tmp_path: Path, text: str, words: str) -> None:
-    (tmp_path / "plays.csv").write_text(text)
+    (tmp_path / "plays.csv").write_text(text, "latin-1")
     with pytest.raises(DataError, match=words) as error:
         read_interactions(tmp_path / "plays.csv")
     assert "plays.csv" in str(error.value)
@@ -70,12 +80,14 @@ def test_a_file_that_does_not_fit_is_named(tmp_path: Path, text: str, words: str
         ("title,name\nb,Bee\nb,Wasp\n", "title 'b' has several lines"),
         ("title,year\na,1999\nb,19x9\n", "column 'year' has '19.9'; give whole numbers"),
         ("title,name\nB,Bee\n", "none of its titles is among the interactions; 'B' is its first"),
+        ("title,name\nb,Abeille dorée\n", "column 'name' has bytes that are not UTF-8"),
+        ("title,name,name\nb,Bee,Wasp\n", "several columns 'name'"),
     ],
 )
 def test_a_file_of_titles_that_does_not_fit_is_named(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "plays.csv").write_text(CSV)
-    (tmp_path / "titles.csv").write_text(text)
-    with pytest.raises(DataError, match=f"titles.csv: {words}"):
+    (tmp_path / "titles.csv").write_text(text, "latin-1")
+    with pytest.raises(DataError, match=f"titles.csv.*{words}"):
         read_interactions(tmp_path / "plays.csv", tmp_path / "titles.csv")
 
 
