@@ -45,6 +45,10 @@ class Claims:
     possible: Tensor
     exclusive: bool
 
+    def __post_init__(self) -> None:
+        if wrong := int((self.possible & ~self.logits.isfinite()).any(1).sum()):
+            raise ValueError(f"{wrong} of {len(self.logits)} moments have logits that are not finite; train again")
+
     def probabilities(self, temperature: float = 1.0) -> Tensor:
         """float32 [P, V]; 0 for what is not possible."""
         if self.exclusive:
@@ -58,7 +62,7 @@ class Claims:
             target = self.happened.float().argmax(1)
             return nnf.cross_entropy(scaled.masked_fill(~self.possible, -torch.inf), target).item()
         each = nnf.binary_cross_entropy_with_logits(scaled, self.happened.float(), reduction="none")
-        return (each * self.possible).sum(1).mean().item()
+        return each.masked_fill(~self.possible, 0.0).sum(1).mean().item()
 
 
 def fit_temperature(claims: Claims) -> float:
@@ -88,18 +92,24 @@ def wilson(happened: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def reliability(
-    predicted: np.ndarray, happened: np.ndarray, equal: Literal["claims", "predicted"] = "claims", bins: int = BINS
-) -> list[dict[str, float]]:
+    predicted: np.ndarray, happened: np.ndarray, equal: Literal["claims", "predicted"] = "claims", bins: int = BINS,
+    moment: np.ndarray | None = None,
+) -> list[dict[str, float]]:  # fmt: skip
     """Claims of probability float [X] that happened, bool [X], in bins from the least probable up.
 
     A bin has the mean predicted, the share that happened with its 95 % interval, the number of claims and `deviation`,
     the standard deviation of that share if all is right. equal: what each bin has as much of, claims or predicted
-    happenings."""
+    happenings. moment: int64 [X] of each claim, where exactly one of a moment's happens; without it claims are
+    independent."""
     order = np.argsort(predicted, kind="stable")
     p, h = predicted[order].astype(np.float64), happened[order].astype(np.float64)
     weight = np.ones(len(p)) if equal == "claims" else p
     into = np.minimum((np.cumsum(weight) - weight / 2) / max(weight.sum(), 1e-300) * bins, bins - 1).astype(np.int64)
     count, said, came, spread = (np.bincount(into, w, bins) for w in (np.ones(len(p)), p, h, p * (1 - p)))
+    if moment is not None and len(p):  # of the claims of one moment in a bin at most one happens
+        of = moment[order]
+        together = np.bincount(of * bins + into, p, (of.max() + 1) * bins).reshape(-1, bins)
+        spread = (together * (1 - together)).clip(0).sum(0)
     some = count > 0
     count, said, came, spread = (x[some] for x in (count, said, came, spread))
     low, high = wilson(came, count)
@@ -134,7 +144,8 @@ def calibration_of(claims: Claims, temperature: float = 1.0) -> dict[str, Any]:
         "predicted": p[possible].double().mean().item(),
         "happened": happened[possible].double().mean().item(),
     }
-    readings = {"each": reliability(p[possible].numpy(), happened[possible].numpy(), "predicted")}
+    moment = possible.nonzero()[:, 0].numpy() if claims.exclusive else None
+    readings = {"each": reliability(p[possible].numpy(), happened[possible].numpy(), "predicted", moment=moment)}
     if claims.exclusive:
         confidence, top = p.max(1)
         right = happened.gather(1, top[:, None])[:, 0]

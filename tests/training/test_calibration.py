@@ -72,6 +72,20 @@ def test_chance_alone_is_what_is_said_of_it() -> None:
     assert np.mean(np.array(found) > said["ece_if_perfect_95"]) == pytest.approx(0.05, abs=0.03)
 
 
+def test_chance_knows_that_one_value_of_a_moment_happens() -> None:
+    """Values of one moment that share a bin happen less unevenly than independent ones; all of them in one, surely."""
+    logits, found = torch.randn(300, 200, generator=torch.Generator().manual_seed(0)), []
+    p, possible, draw = logits.softmax(1), torch.ones(300, 200, dtype=torch.bool), torch.Generator().manual_seed(1)
+    for _ in range(100):
+        happened = torch.zeros_like(possible).scatter(1, p.multinomial(1, generator=draw), True)
+        found.append(calibration_of(Claims(logits, happened, possible, True))["each"])
+    assert np.mean([f["ece"] for f in found]) == pytest.approx(found[0]["ece_if_perfect"], rel=0.03)
+    first = torch.zeros_like(possible[:, :20])
+    first[:, 0] = True
+    alike = calibration_of(Claims(torch.zeros(300, 20), first, possible[:, :20], True))["each"]
+    assert alike["ece_if_perfect"] == pytest.approx(0, abs=1e-6)
+
+
 def test_bins_have_as_many_claims_or_as_many_predicted_happenings() -> None:
     p = np.random.default_rng(0).random(3000) ** 4
     happened = np.random.default_rng(1).random(3000) < p
@@ -111,6 +125,15 @@ def test_a_head_without_moments_or_with_one_value_has_nothing_to_say() -> None:
     nothing = Claims(claims.logits[:0], claims.happened[:0], claims.possible[:0], True)
     one = Claims(claims.logits[:, :1], torch.ones(30, 1, dtype=torch.bool), claims.possible[:, :1], True)
     assert before_and_after(nothing, claims) is before_and_after(claims, nothing) is before_and_after(one, one) is None
+
+
+def test_logits_that_are_no_numbers_are_named_and_impossible_ones_count_nothing() -> None:
+    claims = drawn(30, 4, False)
+    logits, possible = claims.logits.clone(), claims.possible.clone()
+    logits[3, 2], possible[3, 2] = -torch.inf, False
+    assert math.isfinite(Claims(logits, claims.happened, possible, False).nll())
+    with pytest.raises(ValueError, match="1 of 30 moments have logits that are not finite"):
+        Claims(logits, claims.happened, claims.possible, False)
 
 
 def test_claims_are_those_of_the_heads(tiny_model: FoundationModel, tiny_data: Dataset) -> None:
