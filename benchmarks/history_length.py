@@ -23,7 +23,7 @@ from ..foundation.model import FoundationModel
 from ..training.baselines import popularity_scores
 from ..training.batches import batch_before, evaluated_members, target_positions
 from ..training.data import Dataset
-from ..training.evaluate import score_unseen
+from ..training.evaluate import ranks_by
 from ..training.runs import load_run, read_run
 from .provenance import RESULTS, provenance, write_result
 
@@ -63,18 +63,7 @@ def ranks(model: FoundationModel, data: Dataset, length: int, kept: str) -> np.n
         vector, _ = model.encode(*batch_before(short, short.events.offsets[at + 1] - 1, longest, True))
         return (vector @ vectors.T).numpy()
 
-    return places(score, data)
-
-
-def places(score: Any, data: Dataset) -> np.ndarray:
-    """As `ranks`, by any scorer."""
-    found = []
-    for members in np.array_split(evaluated_members(data), 16):
-        scores, targets = score_unseen(score, data, "test", members)
-        own = scores[np.arange(len(targets)), targets][:, None]
-        tied = (scores == own) & (np.arange(scores.shape[1]) < targets[:, None])
-        found.append(((scores > own) | tied).sum(1))
-    return np.concatenate(found)
+    return ranks_by(score, data, "test")
 
 
 def band(hits: np.ndarray) -> dict[str, float]:
@@ -105,7 +94,7 @@ def measure(runs: list[Path]) -> dict[str, Any]:
         for n in LENGTHS:
             found[kept][str(n)] = summary(np.stack([ranks(model.eval(), data, n, kept) for model, _ in models]))
             print(kept, n, found[kept][str(n)]["all"], flush=True)
-    popular = summary(places(popularity_scores(data, "test"), data)[None])
+    popular = summary(ranks_by(popularity_scores(data, "test"), data, "test")[None])
     sizes = {g: int(some.sum()) for g, some in groups.items()}
     return {"members": sizes, "shortest_history": int(history.min()), **found, "popularity": popular}
 

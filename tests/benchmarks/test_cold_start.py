@@ -14,7 +14,14 @@ import pyarrow.compute as pc
 import pytest
 from frontrow.benchmarks import cold_start, history_length
 from frontrow.benchmarks.cold_splits import PER_MEMBER, Split, first_plays, newest_per_member, stratified
-from frontrow.training.batches import batch_before, evaluated_members, evaluation_batch, trained_titles
+from frontrow.foundation.schema import UNKNOWN
+from frontrow.training.batches import (
+    batch_before,
+    evaluated_members,
+    evaluation_batch,
+    target_positions,
+    trained_titles,
+)
 from frontrow.training.data import Dataset, load_dataset, read_table, write_dataset
 from frontrow.training.evaluate import ranks_of_targets
 from frontrow.training.train import build_model
@@ -130,6 +137,15 @@ def test_a_whole_history_is_ranked_as_in_evaluation(tiny_run: TinyRun, kept: str
     model = build_model(tiny_run.data, config).eval()
     expected = ranks_of_targets(model, tiny_run.data, "test")
     np.testing.assert_array_equal(history_length.ranks(model, tiny_run.data, 1000, kept), expected)
+
+
+def test_a_title_that_the_catalogue_lacks_comes_last(tiny_run: TinyRun) -> None:
+    data, (column, _) = tiny_run.data, tiny_run.data.schema.spans["entity_id"]
+    ids = data.events.ids.copy()
+    ids[target_positions(data, evaluated_members(data)[:2], "test"), column] = UNKNOWN
+    without = replace(data, events=replace(data.events, ids=ids))
+    model = build_model(data, tiny_run.config.model).eval()
+    assert (history_length.ranks(model, without, 3, "newest")[:2] == len(data.titles)).all()
 
 
 def test_a_shortened_history_tells_nothing_else(tiny_data: Dataset) -> None:
