@@ -56,8 +56,8 @@ class Normaliser:
 
 
 def _log_sum(scores: np.ndarray) -> float:
-    """log Σ exp, −inf of none."""
-    if not scores.size:
+    """log Σ exp, −inf of none and of those that are all −inf."""
+    top = scores.max(initial=-np.inf)
+    if top == -np.inf:
         return -np.inf
-    top = scores.max()
     return float(top) + float(np.log(np.exp(scores - top).sum(dtype=np.float64)))

@@ -62,6 +62,22 @@ def case(titles: int) -> tuple[torch.Tensor, torch.Tensor, list[np.ndarray], np.
     return vectors, members, seen, candidates.numpy(), scores.numpy()
 
 
+def test_in_a_large_catalogue_too_who_has_seen_everything_has_no_normaliser(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one title left that is neither a candidate nor sampled stands for nothing known."""
+    monkeypatch.setattr(probability, "EXACT", 1000)
+    monkeypatch.setattr(probability, "SAMPLE", 500)
+    vectors, members, _, candidates, scores = case(2000)
+    normaliser, seen = Normaliser(vectors), np.ones(2000, bool)
+    assert (normaliser(members, [seen] * 8, candidates, scores) == -np.inf).all()
+    left = seen.copy()
+    left[np.setdiff1d(np.arange(2000), normaliser.sample)[0]] = False
+    assert (normaliser(members, [left] * 8, np.full_like(candidates, -1), scores) == -np.inf).all()
+    one = np.full_like(candidates, -1)
+    one[:, 0] = np.flatnonzero(~left)[0]
+    with np.errstate(all="raise"):
+        assert (normaliser(members, [left] * 8, one, np.full_like(scores, -np.inf)) == -np.inf).all()
+
+
 def test_a_large_catalogue_is_estimated_within_3_percent(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is sampled is no candidate and not seen; candidates alone would be far off."""
     monkeypatch.setattr(probability, "EXACT", 1000)
