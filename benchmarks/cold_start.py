@@ -297,4 +297,6 @@ if __name__ == "__main__":
     given = parser.parse_args()
     if usual not in given.id_dropout:
         parser.error(f"--id-dropout must include {usual}, the recipe's")
+    if given.epochs is not None and given.epochs < 1:
+        parser.error(f"--epochs is {given.epochs}; give 1 or more")
     main(given.data, given.seed, given.id_dropout, given.epochs)
