@@ -24,12 +24,13 @@ from typing import Any
 from ..foundation.bundle import read_manifest
 from ..foundation.model import ModelConfig
 from ..foundation.schema import Schema, default_schema
+from ..training.batches import evaluated_members, target_positions
 from ..training.data import Dataset
 from ..training.evaluate import evaluate
 from ..training.export import export_bundle
 from ..training.interactions import Interactions, read_ml_1m
 from ..training.movielens import fetch_movielens_100k
-from ..training.runs import best_epoch, load_run, read_metrics, train_run
+from ..training.runs import best_epoch, differences, load_run, read_metrics, train_run
 from ..training.train import Progress, TrainConfig
 from .provenance import RESULTS, provenance, write_result
 
@@ -38,8 +39,8 @@ LARGE = 500_000
 SEEDS = {"ml-100k": [0, 1, 2, 3, 4], "ml-1m": [0, 1, 2]}
 PROTOCOL = (
     "leave one out: last event test, second-last validation (picks the epoch), the rest training; all {titles:,} "
-    "titles ranked, titles seen before filtered out, ties go to the smaller id; order {order}; all members with three "
-    "events or more"
+    "titles ranked, titles seen before filtered out unless asked for again, ties go to the smaller id; order {order}; "
+    "all members with three events or more"
 )
 
 
@@ -91,9 +92,12 @@ def reproduce(
     rows: dict[str, Any] = {}
     for seed in seeds:
         run = RUNS / name / f"seed-{seed}"
-        before = _epochs(run)
+        before, own = _epochs(run), replace(config, seed=seed)
+        if (run / "run.json").is_file() and (changed := differences(run, data, own)):
+            other = "" if name in SEEDS else ", or give another name"
+            raise ValueError(f"{run} is there already, and {', '.join(changed)}; remove it{other}")
         with bar(seed) as on_progress:
-            train_run(run, folder, data, replace(config, seed=seed), on_progress, resume=True)
+            train_run(run, folder, data, own, on_progress, resume=True)
         model, _ = load_run(run)
         table = evaluate(model, data)
         if seed == seeds[0] and name == "ml-100k":
@@ -108,6 +112,7 @@ def reproduce(
             "dataset": f"{name}: {len(data.events.ids):,} events, {len(data):,} members, {len(data.titles):,} titles",
             "protocol": PROTOCOL.format(titles=len(data.titles), order=order),
             "members": table["members"],
+            "asked_again": asked_again(data),
             "seeds": runs,
             "mean": {k: statistics.fmean(r[k] for r in runs) for k in names},
             "standard_deviation": {k: statistics.stdev(r[k] for r in runs) for k in names} if len(runs) > 1 else {},
@@ -122,6 +127,13 @@ def reproduce(
         else:
             (RUNS / name / "result.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
     return content
+
+
+def asked_again(data: Dataset) -> int:
+    """How many test items are titles that their members had seen before: those stay among the ranked ones."""
+    index, members = data.title_indices(), evaluated_members(data)
+    starts, targets = data.events.offsets[members], target_positions(data, members, "test")
+    return sum(bool((index[a:t] == index[t]).any()) for a, t in zip(starts.tolist(), targets.tolist(), strict=True))
 
 
 def markdown(found: dict[str, Any]) -> str:

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from frontrow.benchmarks.reproduce import asked_again
 from frontrow.clients.cli import main
+from frontrow.training.batches import evaluated_members
+from frontrow.training.data import Dataset
 
 
 def reproduce(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -46,6 +49,28 @@ def test_interactions_of_ones_own_give_the_table_and_are_not_trained_twice(folde
     assert again["seeds"] == result["seeds"]
     assert all(run["made_by"]["commit"] == result["commit"] for run in result["seeds"])
     assert (folder / "data/interactions/plays/events.parquet").is_file(), "no name takes another data set's folder"
+
+
+def test_another_run_of_that_name_is_not_gone_on_with(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = folder / "runs/reproduce/older/seed-0"
+    run.mkdir(parents=True)
+    content = {"data": "elsewhere", "data_fingerprint": "", "schema": {}, "config": {}}
+    (run / "run.json").write_text(json.dumps(content))
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["frontrow", "reproduce", "older", "--interactions", "plays.csv"])
+    with pytest.raises(SystemExit):
+        main()
+    said = "".join(capsys.readouterr().err.split("\n"))
+    assert "seed-0 is there already, and the data is not what elsewhere was" in said
+    assert "; remove it, or give another name" in said
+
+
+def test_titles_asked_for_again_are_counted(tiny_data: Dataset) -> None:
+    targets = [tiny_data.events.member(m).ids[:, 1].tolist() for m in evaluated_members(tiny_data).tolist()]
+    assert tiny_data.schema.spans["entity_id"] == (1, 2)
+    assert 0 < asked_again(tiny_data) == sum(titles[-1] in titles[:-1] for titles in targets) < len(targets)
 
 
 @pytest.mark.parametrize(
