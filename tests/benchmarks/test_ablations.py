@@ -96,7 +96,7 @@ def test_a_difference_is_paired_and_knows_both_sources_of_noise() -> None:
     assert same["to"] - same["from"] == pytest.approx(0, abs=1e-9)
     by_seed = rng.normal(scale=0.5, size=(5, 1))
     lucky = difference(base + 0.1 + by_seed, base)
-    half = 1.96 * by_seed.std(ddof=1) / 5**0.5
+    half = 2.776 * by_seed.std(ddof=1) / 5**0.5  # Student's t of five
     assert lucky["to"] - lucky["mean"] == pytest.approx(half, rel=0.02), "seeds that differ widen the interval"
     alone = difference((base + members)[:1], base[:1])
     assert alone["to"] - alone["mean"] == pytest.approx(1.96 * members.std(ddof=1) / 20)
