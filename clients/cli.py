@@ -287,13 +287,12 @@ def serve(
 ) -> None:
     """Serve a bundle with Triton Server.
 
-    Stays in the foreground until Ctrl-C or SIGTERM.
+    Stays in the foreground until Ctrl-C or SIGTERM. SIGUSR1 changes to the bundle that is the newest then.
     """
-    from ..foundation.bundle import newest_bundle
     from .serve import run_serve
 
     run_serve(
-        bundle or newest_bundle(bundles), host=host, grpc_port=grpc_port, http_port=http_port,
+        bundle, bundles, host=host, grpc_port=grpc_port, http_port=http_port,
         metrics_port=metrics_port, log=log, stages=stages, instances=instances, queue=queue, bfloat16=bfloat16,
         control_key=control_key, extra_args=tritonserver or [],
     )  # fmt: skip

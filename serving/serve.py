@@ -61,9 +61,7 @@ def serve_bundle(
     or answers a known request wrongly.
     """
     bundle = bundle.resolve()
-    version = read_manifest(bundle).get("version")
-    if not isinstance(version, int) or version < 1:
-        raise BundleError(f"{bundle / MANIFEST}: version is {version!r}; it must be an integer from 1")
+    version = _version(bundle)
     models = (*DEFAULT_MODELS, *(STAGE_MODELS if stages else ()))
     with tempfile.TemporaryDirectory(prefix="frontrow-repository-") as scratch:
         repository = write_repository(
@@ -95,7 +93,7 @@ def change_bundle(
     from tritonclient.utils import InferenceServerException
 
     bundle = bundle.resolve()
-    version = read_manifest(bundle)["version"]
+    version = _version(bundle)
     write_repository(
         bundle, server.repository, (*DEFAULT_MODELS, *STAGE_MODELS),
         version=version, instances=instances, queue=queue, bfloat16=bfloat16,
@@ -108,6 +106,13 @@ def change_bundle(
             except InferenceServerException as error:
                 raise ServerError(f"{bundle} is not served: {error}; the log is {server.log}") from error
     prove(server, json.loads((bundle / "known.json").read_bytes()), exactly=not bfloat16)
+
+
+def _version(bundle: Path) -> int:
+    version = read_manifest(bundle).get("version")
+    if not isinstance(version, int) or version < 1:
+        raise BundleError(f"{bundle / MANIFEST}: version is {version!r}; it must be an integer from 1")
+    return version
 
 
 def prove(server: TritonServer, known: Mapping[str, Any], exactly: bool = True) -> None:

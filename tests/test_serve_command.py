@@ -237,6 +237,37 @@ def test_a_command_that_is_killed_leaves_nothing(tiny_bundle: Path, tmp_path: Pa
     assert eventually(lambda: not left_behind(process, tmp_path), 30), left_behind(process, tmp_path)
 
 
+def test_a_signal_changes_the_bundle_and_one_that_is_not_whole_is_not_served(tiny_bundle: Path, tmp_path: Path) -> None:
+    link, whole, broken = tmp_path / "bundle", tmp_path / "2", tmp_path / "3"
+    for copy, version in ((whole, 2), (broken, 3)):
+        shutil.copytree(tiny_bundle, copy)
+        change_manifest(copy, version=version)
+    flip_a_byte(broken)
+    link.symlink_to(tiny_bundle)
+    ports = free_ports()
+    process = start(link, tmp_path, ports)
+    wait_ready(process, tmp_path)
+
+    def told(target: Path, words: str) -> bool:
+        link.unlink()
+        link.symlink_to(target)
+        process.send_signal(signal.SIGUSR1)
+        return eventually(lambda: words in (tmp_path / "out").read_text() + (tmp_path / "err").read_text(), 60)
+
+    with HomepageClient(f"127.0.0.1:{ports['grpc_port']}", timeout_s=10) as client:
+        before = client.homepage(1001)
+        assert told(tiny_bundle, f"still {tiny_bundle}: there is no newer bundle")
+        assert told(broken, f"still {tiny_bundle}: {broken / 'vectors.safetensors'} is corrupt")
+        assert client.homepage(1001).bundle_version == before.bundle_version != 2
+        assert told(whole, f"changed to {whole}")
+        after = client.homepage(1001)
+    assert after.bundle_version == 2
+    assert after.rows == before.rows
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+    assert eventually(lambda: not left_behind(process, tmp_path)), left_behind(process, tmp_path)
+
+
 def test_a_known_request_that_is_refused_is_told_in_clear_words(tmp_path: Path) -> None:
     """Nothing serves here, and a client's own error is no message for people."""
     server = TritonServer(
