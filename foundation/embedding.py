@@ -5,14 +5,15 @@ Shape letters: T tokens, C encoded columns, M d_model, N titles, D vector width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..kernels.event_embedding import event_embedding
-from ..kernels.folded_embedding import FoldedEmbedding, fold
+from ..kernels.field_groups import aligned, padded_weight
+from ..kernels.folded_embedding import fold
 from .schema import ABSENT, FIRST, UNKNOWN, Field, Schema
 
 
@@ -40,13 +41,22 @@ class EventEmbedding(nn.Module):
         # A list, not a ParameterDict: that one cannot hold fields called `type` or `keys`.
         self.tables = nn.ParameterList(torch.randn(table_size(f, sizes), f.width) * f.width**-0.5 for f in fields)
         self.projection = nn.Linear(sum(f.width for f in fields), d_model)
-        self.folded: FoldedEmbedding | None = None
+        self.folded: Callable[[Tensor], Tensor] | None = None
 
     def fold(self) -> None:
         """For inference with the weights as they are now, until `train` or a move to another device or dtype. On a GPU
-        it does not pay: nothing is done."""
+        a fold does not pay, but tables and weight are laid out as the kernel reads them."""
         if self.projection.weight.device.type == "cpu":
             self.folded = fold(list(self.tables), self.spans, self.projection.weight, self.projection.bias)
+        else:
+            self.lay_out()
+
+    @torch.no_grad()
+    def lay_out(self) -> None:
+        """Once, in place of at each call: a CUDA graph keeps the addresses of tables that it met before."""
+        weight, bias, spans = padded_weight(self.projection.weight, list(self.tables)), self.projection.bias, self.spans
+        tables = [aligned(table) for table in self.tables]
+        self.folded = lambda ids: event_embedding(ids, tables, spans, weight, bias)
 
     def train(self, mode: bool = True) -> EventEmbedding:
         if mode:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .embedding import EventEmbedding, TitleTower
 from .heads import Heads
 from .schema import ABSENT, Schema
-from .transformer import Transformer
+from .transformer import Ragged, Transformer
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class FoundationModel(nn.Module):
         tokens[rows, self.request_columns] = ABSENT
         return tokens
 
-    def encode(self, tokens: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, tokens: Tensor, offsets: Tensor | Ragged) -> tuple[Tensor, Tensor]:
         """The last token of each history: member vectors [B, D] and row states [B, M]. Every history has a token."""
         hidden, state = self.transformer.last(self.events(tokens), offsets, self.config.state_layer)
         return self.heads.member(hidden), state

@@ -46,6 +46,30 @@ class Ragged:
         return x.flatten(0, 1)[self.slot]
 
 
+class FixedRagged(Ragged):
+    """The same in shapes that no value decides, as a CUDA graph needs them: T = `tokens`, of which those behind the
+    last history belong to none, and room for `longest` tokens of each. A history may be empty: what comes out for it is
+    of no use, and finite."""
+
+    def __init__(self, offsets: Tensor, tokens: int, longest: int) -> None:
+        self.members, self.longest = len(offsets) - 1, longest
+        place = torch.arange(tokens, device=offsets.device)
+        member = torch.searchsorted(offsets[1:], place, right=True)
+        self.position = place - offsets[member]
+        room = self.members * longest  # and one place behind it, for tokens of nobody
+        self.slot = torch.where(member < self.members, member * longest + self.position, room)
+        self.last = (offsets[1:] - 1).clamp(min=0)
+        self.real = torch.arange(longest, device=offsets.device) < offsets.diff().clamp(min=1)[:, None]
+        self._rotary = {}
+
+    def pad(self, x: Tensor) -> Tensor:
+        padded = x.new_zeros(self.members * self.longest + 1, *x.shape[1:])
+        return padded.index_copy(0, self.slot, x)[:-1].view(self.members, self.longest, *x.shape[1:])
+
+    def unpad(self, x: Tensor) -> Tensor:
+        return x.flatten(0, 1)[self.slot.clamp(max=self.members * self.longest - 1)]
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x [T, H, d] turned by the angles of which cos and sin [T, 1, d/2] are given."""
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
@@ -109,10 +133,10 @@ class Transformer(nn.Module):
                 state = x
         return self.norm(x), state
 
-    def last(self, x: Tensor, offsets: Tensor, state_layer: int) -> tuple[Tensor, Tensor]:
+    def last(self, x: Tensor, offsets: Tensor | Ragged, state_layer: int) -> tuple[Tensor, Tensor]:
         """`forward` for the last token of each history: [B, M] and [B, M]. The last block computes no other token, so
         that of its work only keys and values grow with the histories."""
-        ragged = Ragged(offsets)
+        ragged = offsets if isinstance(offsets, Ragged) else Ragged(offsets)
         state = x[ragged.last]
         for number, block in enumerate(self.blocks, start=1):
             final = number == len(self.blocks)

@@ -110,11 +110,11 @@ class HomepageEngine:
             clock.lap("encode")
             for of_surface in (False, True):
                 at = [i for i, b in enumerate(new) if (prepared[b].question is not None) == of_surface]
-                members = [requests[new[i]] for i in at], [prepared[new[i]] for i in at], vectors[at]
+                members = [requests[new[i]] for i in at], [prepared[new[i]] for i in at], _of(vectors, at)
                 if at and of_surface:
                     pages |= zip((new[i] for i in at), self._one_row_pages(*members, clock), strict=True)
                 elif at:
-                    for i, ranked in zip(at, self.rank(*members, states[at], clock), strict=True):
+                    for i, ranked in zip(at, self.rank(*members, _of(states, at), clock), strict=True):
                         best[new[i]] = ranked
                         self._keep_ranking(prepared[new[i]], ranked)
         for b, ranked in enumerate(best):
@@ -162,7 +162,7 @@ class HomepageEngine:
     ) -> list[Ranked]:  # fmt: skip
         """Candidates of members with vectors [B, D] and row states [B, M], scored, and the rows they may stand in."""
         store, clock = self.store, clock or _Clock()
-        titles, sources = retrieve(store, vectors.cpu().numpy(), [p.member for p in prepared], CANDIDATES)
+        titles, sources = retrieve(store, vectors, [p.member for p in prepared], CANDIDATES)
         more = [for_pinned_rows(store, p.member, p.view, titles[b]) for b, p in enumerate(prepared)]
         titles, sources = _with_more(titles, sources, more, "popular")
         if any(spec.seen != "exclude" for spec in store.rows.specs):
@@ -171,7 +171,7 @@ class HomepageEngine:
         order, scores = self.score(vectors, titles, titles.shape[1])
         levels = store.normaliser(vectors, [p.seen for p in prepared], order, scores).tolist()
         chances = torch.from_numpy(scores).softmax(1).numpy()  # of no candidate where there is none: score −inf
-        shift, stretch, slope = store.row_ranker.blend.tolist()
+        shift, stretch, slope = store.blend
         bases = shift + stretch * self.row_logits(states)
         clock.lap("score")
         found = []
@@ -195,6 +195,9 @@ class HomepageEngine:
     @torch.inference_mode()
     def encode(self, prepared: Sequence[Prepared]) -> tuple[Tensor, Tensor]:
         """Member vectors [B, D] and row states [B, M]."""
+        graphs = self.store.graphs
+        if graphs is not None and (found := graphs.encode([p.tokens for p in prepared])):
+            return found
         tokens = torch.from_numpy(np.concatenate([p.tokens for p in prepared])).to(self.store.device)
         lengths = [0, *(len(p.tokens) for p in prepared)]
         offsets = torch.tensor(np.cumsum(lengths), device=self.store.device)
@@ -205,6 +208,9 @@ class HomepageEngine:
     @torch.inference_mode()
     def score(self, vectors: Tensor, titles: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Title indices int64 [B, k] best first (−1 past the end) and scores float32 [B, k] of candidates [B, K]."""
+        graphs = self.store.graphs
+        if graphs is not None and (found := graphs.score(vectors, titles)):
+            return found[0][:, :k], found[1][:, :k]
         candidates = torch.from_numpy(titles).to(vectors.device)
         indices, scores = candidate_scoring(vectors, self.store.vectors, candidates, k)
         return indices.cpu().numpy(), scores.cpu().numpy()
@@ -212,6 +218,8 @@ class HomepageEngine:
     @torch.inference_mode()
     def row_logits(self, states: Tensor) -> np.ndarray:
         """Logits float32 [B, R] of each row of the catalogue, from states [B, M] alone."""
+        if self.store.graphs is not None:
+            return self.store.graphs.row_logits(states)
         return self.store.row_ranker(states, self.store.row_vectors, self.store.row_biases).float().cpu().numpy()
 
     def _page(self, request: PageRequest, p: Prepared, best: Ranked) -> Page:
@@ -340,6 +348,11 @@ class _Clock:
         now = time.perf_counter()
         self.laps[name] = round((now - self._last) * 1000, 3)
         self._last = now
+
+
+def _of(values: Tensor, at: list[int]) -> Tensor:
+    """A copy of values [B, …] at the places; if these are all, a GPU is not waited for."""
+    return values.clone() if len(at) == len(values) else values[at]
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:

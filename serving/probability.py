@@ -10,7 +10,7 @@ Shape letters: B members, N titles, K candidates, S sampled titles, D vector wid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ class Normaliser:
         self.exact = count <= EXACT
         drawn = np.arange(count) if self.exact else np.random.default_rng(0).choice(count, SAMPLE, replace=False)
         self.sample = np.sort(drawn)
+        self.products: Callable[[Tensor], np.ndarray] = self._products  # on a GPU graphs.py has another
         self.sampled = vectors if self.exact else vectors[torch.from_numpy(self.sample).to(vectors.device)]
 
     @torch.inference_mode()
@@ -38,8 +39,12 @@ class Normaliser:
         """Log normalisers float64 [B] of member vectors float32 [B, D]; −inf for who has seen all titles.
 
         seen: bool [N] of each; candidates: title indices int64 [B, K], −1 is none, with scores float32 [B, K]."""
-        products = (members @ self.sampled.T).cpu().numpy()
+        products = self.products(members)
         return np.array([self._one(*of) for of in zip(products, seen, candidates, scores, strict=True)], np.float64)
+
+    def _products(self, members: Tensor) -> np.ndarray:
+        """Of members with the sampled titles, [B, S]."""
+        return (members @ self.sampled.T).cpu().numpy()
 
     def _one(self, products: np.ndarray, seen: np.ndarray, candidates: np.ndarray, scores: np.ndarray) -> float:
         """Of products [S] with the sampled titles."""

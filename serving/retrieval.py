@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from ..foundation.schema import SOURCES
 from .rows import MemberView
@@ -43,15 +44,16 @@ class Member:
     day: int
 
 
-def retrieve(store: Store, member_vectors: np.ndarray, members: list[Member], k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Candidates of B members with vectors float32 [B, D].
+def retrieve(
+    store: Store, member_vectors: np.ndarray | Tensor, members: list[Member], k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Candidates of B members with vectors float32 [B, D], wherever they lie.
 
     Returns (title indices int64 [B, K], sources uint8 [B, K]), −1 and source `none` past the end of a list, with
     K = min(k, N). No title is excluded, proposed twice or out of range.
     """
     width = min(k, store.title_count)
-    most_excluded = max((int(np.count_nonzero(m.excluded)) for m in members), default=0)
-    near = store.nearest(member_vectors, min(store.title_count, width + most_excluded))
+    near = store.nearest(member_vectors, width, [m.excluded for m in members])
     titles = np.full((len(members), width), -1, np.int64)
     sources = np.zeros((len(members), width), np.uint8)
     for row, member in enumerate(members):

@@ -16,7 +16,7 @@ import numpy as np
 from ..foundation.bundle import MANIFEST, BundleError, read_manifest
 from ..foundation.schema import WIRE
 from .known import compare_known
-from .triton_server import CONTROL_HEADER, ServerError, TritonServer, has_nvidia_gpu, write_repository
+from .triton_server import CONTROL_HEADER, ServerError, TritonServer, nvidia_gpus, write_repository
 
 DEFAULT_MODELS = ("homepage", "catalogue")
 STAGE_MODELS = ("foundation_model", "candidate_retrieval", "candidate_scoring", "row_ranking")
@@ -24,9 +24,12 @@ READY_TIMEOUT_S = 180
 
 
 def default_instances() -> int:
-    """One for each core, at most 4; one where a GPU computes. A core more for the same instance would bring a page
-    nothing, and threads that wait for each other on busy cores cost more than they bring."""
-    return 1 if has_nvidia_gpu() else min(4, len(os.sched_getaffinity(0)))
+    """One for each core, at most 4. A core more for the same instance would bring a page nothing, and threads that wait
+    for each other on busy cores cost more than they bring. Where GPUs compute, most of a page's time is still a core's:
+    as many for each GPU as two cores each allow, the other one for Triton Server and its clients, at most 8, since each
+    holds a CUDA context and its graphs. Not measured on a GPU yet."""
+    cores, gpus = len(os.sched_getaffinity(0)), nvidia_gpus()
+    return max(1, min(8, cores // (2 * gpus))) if gpus else min(4, cores)
 
 
 class WrongAnswer(ServerError):
@@ -53,10 +56,10 @@ def serve_bundle(
     """A Triton Server that serves `bundle` until the block ends; entered when it is ready, warm and proved.
 
     host: the address to listen on, 0.0.0.0 for every interface. stages: also load the stage models. instances: copies
-    of the model, each a process with one thread, or one on each GPU. queue: how many requests may wait before more are
-    refused (default: what gate.py says). bfloat16: let the transformer multiply so where the processor does it natively
-    (precision.py). control_key: whoever holds it may load and unload models; default random. extra_args: further
-    options of tritonserver.
+    of the model, on each GPU if there are any, each a process with one thread. queue: how many requests may wait before
+    more are refused (default: what gate.py says). bfloat16: let the transformer multiply so where the processor does it
+    natively (precision.py). control_key: whoever holds it may load and unload models; default random. extra_args:
+    further options of tritonserver.
     Raises BundleError before anything starts if the bundle is not whole; ServerError if the server does not come up
     or answers a known request wrongly.
     """
@@ -71,7 +74,7 @@ def serve_bundle(
         server = TritonServer(
             repository=repository, load=models, log=log, host=host, grpc_port=grpc_port, http_port=http_port,
             metrics_port=metrics_port, control_key=control_key or secrets.token_urlsafe(24),
-            scratch=Path(scratch), threads=None if has_nvidia_gpu() else 1,
+            scratch=Path(scratch), threads=1,
             extra_args=extra_args,
         )  # fmt: skip
         with server:

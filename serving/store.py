@@ -5,6 +5,7 @@ Shape letters: B members, T events, N titles, R rows, D vector width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -17,8 +18,8 @@ from ..foundation.bundle import MANIFEST, Bundle, BundleError, load_bundle
 from ..foundation.encoding import Encoded
 from ..foundation.row_ranker import RowRanker
 from ..foundation.schema import FIRST
-from ..kernels.catalogue_search import catalogue_search
 from .diversity import unit_vectors
+from .graphs import Graphs
 from .probability import Normaliser
 from .rows import MemberView, RowCatalogue, RowError, TitleColumns
 from .search import TitleSearch
@@ -52,6 +53,7 @@ class Store:
             raise BundleError(f"{bundle.path / 'rows.json'}: {error}") from error
         self.row_features = row_features(self.rows, self.columns, bundle.vectors)
         self._load_row_ranker()
+        self.graphs = Graphs(self) if self.device.type == "cuda" else None
 
     @classmethod
     def open(cls, path: Path, device: torch.device | None = None) -> Store:
@@ -64,6 +66,7 @@ class Store:
             width = weights["embedding"].shape[1]
             ranker = RowRanker(weights["row_ids"], self.model.config.d_model, self.schema.id_field.width, width)
             ranker.load_state_dict(weights)
+            self.blend: list[float] = ranker.blend.tolist()
         except (IndexError, KeyError, RuntimeError, TypeError) as error:
             raise BundleError(f"{file} does not fit the model: {error}") from error
         self.row_ranker = ranker.to(self.device).eval()
@@ -77,7 +80,7 @@ class Store:
         factory = str(self.bundle.manifest.get("index", "Flat"))
         vectors = self.bundle.vectors.numpy()
         try:
-            index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+            index = self._empty_index(factory)
             index.train(vectors)
             index.add(vectors)
         except RuntimeError as error:
@@ -85,14 +88,24 @@ class Store:
             raise BundleError(f"{file}: FAISS makes no index {factory!r} of {len(vectors)} titles: {error}") from error
         return index
 
-    def nearest(self, vectors: np.ndarray, k: int) -> np.ndarray:
-        """The k titles of highest dot product with each of vectors float32 [B, D]: indices int64 [B, k], −1 past the
-        end. From the FAISS index; where the vectors lie on a GPU and the index looks at all titles, by
-        catalogue_search there."""
-        if self.vectors.is_cuda and isinstance(self.index, faiss.IndexFlat | faiss.IndexScalarQuantizer):
-            found, _ = catalogue_search(torch.from_numpy(vectors).to(self.device), self.vectors, k)
-            return found.cpu().numpy()
-        return self.index.search(vectors, k)[1]
+    def _empty_index(self, factory: str) -> faiss.Index:
+        return faiss.index_factory(self.vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+
+    @cached_property
+    def looks_at_all(self) -> bool:
+        """Whether the index looks at every title, so that any search of them all finds the same."""
+        empty = self._empty_index(str(self.bundle.manifest.get("index", "Flat")))
+        return isinstance(empty, faiss.IndexFlat | faiss.IndexScalarQuantizer)
+
+    def nearest(self, vectors: np.ndarray | Tensor, k: int, excluded: Sequence[np.ndarray] | None = None) -> np.ndarray:
+        """Titles of highest dot product with each of vectors float32 [B, D], best first: indices int64 [B, ≥ k], −1
+        past the end. excluded: bool [N] of each, titles that do not count; they may be among the answers, of which so
+        many more come that k others are there, as far as there are. From the FAISS index; on a GPU, if that looks at
+        all titles, by catalogue_search there."""
+        if self.graphs is not None and self.graphs.finds(k):
+            return self.graphs.nearest(vectors, excluded)
+        k = min(self.title_count, k + max((int(np.count_nonzero(e)) for e in excluded or ()), default=0))
+        return self.index.search(torch.as_tensor(vectors).cpu().numpy(), k)[1]
 
     @cached_property
     def unit_vectors(self) -> np.ndarray:

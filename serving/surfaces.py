@@ -118,8 +118,7 @@ def _neighbours(store: Store, asked: Sequence[Asked]) -> list[np.ndarray]:
     if not asked:
         return []
     seeds = np.array([a.question.title for a in asked])
-    most = max(int(a.excluded.sum()) for a in asked)
-    near = store.nearest(store.bundle.vectors.numpy()[seeds], min(store.title_count, NEIGHBOURS + 1 + most))
+    near = store.nearest(store.bundle.vectors.numpy()[seeds], NEIGHBOURS + 1, [a.excluded for a in asked])
     found = []
     for a, titles in zip(asked, near, strict=True):
         titles = titles[(titles >= 0) & (titles != a.question.title)]

@@ -204,9 +204,17 @@ def write_repository(
 
 
 def has_nvidia_gpu() -> bool:
-    """Whether a server started here sees an NVIDIA GPU; without torch, whose import takes seconds."""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    return not hidden and (any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists())  # dxg: WSL
+    """Whether a server started here sees an NVIDIA GPU."""
+    return nvidia_gpus() > 0
+
+
+def nvidia_gpus() -> int:
+    """How many NVIDIA GPUs a server started here sees; without torch, whose import takes seconds."""
+    there = len(list(Path("/dev").glob("nvidia[0-9]*"))) or int(Path("/dev/dxg").exists())  # dxg: WSL
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return there
+    return 0 if visible in ("", "-1") else min(there, len(visible.split(",")))
 
 
 @dataclass(kw_only=True, eq=False)
