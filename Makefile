@@ -2,7 +2,7 @@
 bin := .venv/bin
 
 help:  ## what there is to make
-	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 17
 
 .venv/ready: pyproject.toml constraints.txt setup.sh
 	@./setup.sh
@@ -33,7 +33,15 @@ bench-gpu: .venv/ready  ## on a GPU: the kernels' tests, then their times agains
 	$(bin)/pytest tests/kernels
 	$(bin)/frontrow bench kernels
 
+bench-serve-gpu: .venv/ready  ## on a GPU: homepages of 10⁵ titles, the engine alone and then the server under load
+	$(bin)/pytest tests/serving/test_graphs.py
+	[ -d bundles-synthetic/1 ] || $(bin)/python -m frontrow.benchmarks.synthetic_bundle bundles-synthetic
+	$(bin)/python -m frontrow.benchmarks.in_process bundles-synthetic/1 --processes 1 4 8
+	$(bin)/python -m frontrow.benchmarks.in_process bundles-synthetic/1 --eager
+	$(bin)/frontrow bench install
+	$(bin)/frontrow bench serve bundles-synthetic/1
+
 clean:  ## all that was made, but the environment
 	rm -rf data runs bundles build dist *.egg-info
 
-.PHONY: help setup demo lint test test-long bench bench-gpu clean
+.PHONY: help setup demo lint test test-long bench bench-gpu bench-serve-gpu clean

@@ -192,7 +192,7 @@ class AllLayers(Transformer):
         mixed = (torch.stack(outputs, -1) * self.mix.softmax(0)).sum(-1)
         return self.norm(mixed), outputs[state_layer - 1]
 
-    def last(self, x: Tensor, offsets: Tensor, state_layer: int) -> tuple[Tensor, Tensor]:
+    def last(self, x: Tensor, offsets: Tensor, state_layer: int) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         final, state = self(x, offsets, state_layer)
         return final[offsets[1:] - 1], state[offsets[1:] - 1]
 
@@ -266,7 +266,7 @@ class Pointwise(FoundationModel):
             state = x if number == self.config.state_layer else state
         return self.transformer.norm(x), state
 
-    def encode(self, tokens: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, tokens: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         hidden, state = self.hidden(tokens, offsets)
         return self.heads.member(hidden[offsets[1:] - 1]), state[offsets[1:] - 1]
 

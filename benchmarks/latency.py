@@ -20,12 +20,12 @@ import numpy as np
 
 from ..clients import HomepageClient
 from ..foundation.bundle import load_bundle, newest_bundle
-from ..foundation.schema import FIRST
 from ..serving.homepage import CANDIDATES
 from ..serving.serve import serve_bundle
 from .provenance import provenance, write_result
+from .serve_load import HISTORY, events_of
 
-REQUESTS, WARMUP, HISTORY = 500, 50, 200
+REQUESTS, WARMUP = 500, 50
 
 
 def milliseconds(call: Callable[[int], Any]) -> dict[str, float]:
@@ -77,19 +77,6 @@ def main(path: Path) -> None:
     }
     print(found)
     print(write_result("homepage-latency", content))
-
-
-def events_of(bundle: Any, member_id: int) -> list[dict[str, Any]]:
-    """A stored member's newest 200 events in the public shape."""
-    at = int(np.searchsorted(bundle.member_ids, member_id))
-    history, schema = bundle.histories.member(at), bundle.schema
-    titles = bundle.titles.ids[history.ids[-HISTORY:, schema.spans[schema.id_field.name][0]] - FIRST].tolist()
-    actions = bundle.vocabularies["action_type"].values
-    kinds = [actions[a - FIRST] for a in history.ids[-HISTORY:, schema.spans["action_type"][0]].tolist()]
-    return [
-        {"timestamp": t, "what": {"action_type": kind, "entity_id": title, "entity_type": "movie"}}
-        for t, kind, title in zip(history.timestamp[-HISTORY:].tolist(), kinds, titles, strict=True)
-    ]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +25,11 @@ def device() -> str:
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         model = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), model)
     return f"{model}, {len(os.sched_getaffinity(0))} cores"
+
+
+def slug(name: str) -> str:
+    """A device's name as part of a file's."""
+    return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def provenance(command: str) -> dict[str, Any]:

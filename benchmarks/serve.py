@@ -32,7 +32,7 @@ from ..serving.requests import PageRequest
 from ..serving.serve import default_instances
 from ..serving.store import Store
 from .open_loop import in_flight, serialized
-from .provenance import RESULTS, provenance, write_result
+from .provenance import RESULTS, device, provenance, slug, write_result
 from .serve_compare import ROUNDS as COMPARE_ROUNDS
 from .serve_compare import THRESHOLD, compare
 from .serve_load import MODES, ROWS, TITLES, Mode, draw_requests, input_data
@@ -146,6 +146,7 @@ def measure(
     engine.pages(draw_requests(bundle, "stored"))
     with tempfile.TemporaryDirectory() as scratch, serving(path, instances) as server:
         content["ready_seconds"] = round(server.ready_seconds, 2)
+        print(f"ready {content['ready_seconds']} s after the launch", flush=True)
         content["memory_mb_when_ready"] = round(server.memory_mb(), 1)
         for _ in range(4 * instances):  # until each instance has met each of them, all but surely
             in_flight(server.address, [serialized(r) for r in draw_requests(bundle, "stored")], 16, 2.0)
@@ -230,7 +231,8 @@ def main(given: argparse.Namespace) -> int:
         return compare(path, *given.compare, threshold=given.threshold, rounds=given.rounds or COMPARE_ROUNDS)
     quick = QUICK if given.quick else {}
     data_set = json.loads((path / "manifest.json").read_bytes()).get("data_set") or path.resolve().parent.name
-    name = f"serve-{data_set}" + ("-quick" if given.quick else "")
+    name = f"serve-{data_set}" + (f"-{slug(device())}" if torch.cuda.is_available() else "")
+    name += "-quick" if given.quick else ""
     content = measure(
         path, given.mode or MODES, given.concurrency or quick.get("concurrency") or CONCURRENCY, given.rate or (),
         given.rounds or quick.get("rounds") or ROUNDS, given.seconds or quick.get("seconds") or SECONDS,

@@ -12,14 +12,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from ..foundation.bundle import Bundle
-from ..foundation.schema import ANONYMOUS, WIRE
+from ..foundation.schema import ANONYMOUS, FIRST, WIRE
 from ..serving.requests import PageRequest
-from .latency import HISTORY, events_of
 
 Mode = Literal["stored", "events", "mixed"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 REQUESTS = 500  # different ones; perf_analyzer starts again at the first
 ROWS, TITLES = 40, 20
+HISTORY = 200
 NEWER = 5  # events at most that a member of `mixed` did since the bundle was made
 
 
@@ -50,6 +50,19 @@ def draw_requests(bundle: Bundle, mode: Mode, count: int = REQUESTS, seed: int =
 
 def _request(member: int, events: Sequence[bytes]) -> PageRequest:
     return PageRequest(member, events, rows=ROWS, titles=TITLES)
+
+
+def events_of(bundle: Any, member_id: int) -> list[dict[str, Any]]:
+    """A stored member's newest 200 events in the public shape."""
+    at = int(np.searchsorted(bundle.member_ids, member_id))
+    history, schema = bundle.histories.member(at), bundle.schema
+    titles = bundle.titles.ids[history.ids[-HISTORY:, schema.spans[schema.id_field.name][0]] - FIRST].tolist()
+    actions = bundle.vocabularies["action_type"].values
+    kinds = [actions[a - FIRST] for a in history.ids[-HISTORY:, schema.spans["action_type"][0]].tolist()]
+    return [
+        {"timestamp": t, "what": {"action_type": kind, "entity_id": title, "entity_type": "movie"}}
+        for t, kind, title in zip(history.timestamp[-HISTORY:].tolist(), kinds, titles, strict=True)
+    ]
 
 
 def input_data(requests: Sequence[PageRequest]) -> dict[str, Any]:

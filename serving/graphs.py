@@ -93,9 +93,10 @@ class Graph:
                 staged.fill_(fill)
                 staged[corner] = torch.as_tensor(value)
                 fixed.copy_(staged, non_blocking=True)
-        if self.graph is not None and self.sent is not None:
+        if self.sent is not None:
+            self.sent.record(torch.cuda.current_stream(self.fixed[0].device))
+        if self.graph is not None:
             with self.on_device():
-                self.sent.record()
                 self.graph.replay()
         else:
             for place, output in zip(self.outputs, self.function(*self.fixed), strict=True):
@@ -106,7 +107,7 @@ class Graph:
         """The outputs' first rows, on the host."""
         for output, received in zip(self.outputs, self.received, strict=True):
             received[:rows].copy_(output[:rows], non_blocking=True)
-        if self.graph is not None:
+        if self.sent is not None:
             torch.cuda.current_stream(self.fixed[0].device).synchronize()
         return [received[:rows].numpy().copy() for received in self.received]
 

@@ -5,6 +5,7 @@ Without a GPU the same code calls the functions in place of replaying them, on t
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import sys
@@ -15,15 +16,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from frontrow.foundation import embedding
 from frontrow.foundation.bundle import Bundle, load_bundle
+from frontrow.foundation.embedding import EventEmbedding
+from frontrow.foundation.schema import Field
 from frontrow.foundation.transformer import FixedRagged, Transformer
 from frontrow.kernels.candidate_scoring import candidate_scoring_triton
+from frontrow.kernels.event_embedding import event_embedding
+from frontrow.kernels.field_groups import aligned, padded_weight
 from frontrow.serving import graphs as graphs_module
 from frontrow.serving import homepage
 from frontrow.serving.graphs import CANDIDATES, MEMBERS, Graphs, Input, Recorded
 from frontrow.serving.homepage import HomepageEngine, Page
 from frontrow.serving.requests import PageRequest
 from frontrow.serving.store import Store
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeCopyMode, FakeTensorMode
 
 NOW = 1_720_000_000.0
 ON_GPU = torch.cuda.is_available()
@@ -111,7 +118,7 @@ def test_a_batch_leaves_nothing_to_the_next(store: Store, plain: Store) -> None:
     np.testing.assert_array_equal(found[0], kept_order)
 
 
-def test_a_history_longer_than_the_model_reads_has_no_graph(store: Store, plain: Store) -> None:
+def test_a_history_longer_than_the_model_reads_has_no_graph(store: Store) -> None:
     """It is encoded as ever; and so is nobody at all."""
     longest = store.model.config.max_events + 1
     of = histories(store, 3, longest + 1)
@@ -169,7 +176,8 @@ def test_pages_are_those_of_a_server_without_graphs(store: Store, plain: Store) 
     similar = json.dumps({"title_id": 503}).encode()
     requests = [
         PageRequest(1000, rows=8, titles=12), PageRequest(-1, events), PageRequest(1017, exclude=np.array([501, 502])),
-        PageRequest(-1), PageRequest(1003, context=similar, surface="more_like_this"), PageRequest(1004), PageRequest(-1, context=similar, surface="more_like_this"),
+        PageRequest(-1), PageRequest(1003, context=similar, surface="more_like_this"), PageRequest(1004),
+        PageRequest(-1, context=similar, surface="more_like_this"),
     ]  # fmt: skip
     for some in (requests, requests[:1], requests[4:5], [*requests, *requests]):
         found, wanted = (HomepageEngine(s).pages(some, NOW) for s in (store, plain))
@@ -233,6 +241,45 @@ def test_what_no_graph_scores_needs_no_other_kernel(store: Store, monkeypatch: p
     monkeypatch.setattr(homepage, "candidate_scoring", lambda *of: seen.append(of[2].dtype) or of[2:0:-1])
     engine.score(store.vectors[:2], np.zeros((2, 2049), np.int64), 7)
     assert seen == [torch.int64]
+
+
+def test_what_is_recorded_reads_no_value_back(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recording of it would fail. On tensors without values whatever asks for one does."""
+    if store.device.type == "cuda":
+        return  # it was recorded
+    graphs, mode = store.graphs, FakeTensorMode()
+    assert graphs is not None
+    with FakeCopyMode(mode):
+        for name in ("model", "row_ranker"):
+            monkeypatch.setattr(store, name, copy.deepcopy(getattr(store, name)))
+    store.model.events.folded = None
+    for name in ("vectors", "row_vectors", "row_biases"):
+        monkeypatch.setattr(store, name, mode.from_tensor(getattr(store, name)))
+    monkeypatch.setattr(store.normaliser, "sampled", mode.from_tensor(store.normaliser.sampled))
+    every = [recorded for recorded in vars(graphs).values() if isinstance(recorded, Recorded)]
+    assert len(every) == 5
+    with mode, torch.inference_mode():
+        for graph in (graph for recorded in every for graph in recorded.graphs):
+            graph.function(*(torch.empty(i.shape, dtype=i.dtype) for i in graph.inputs))
+        with pytest.raises(DataDependentOutputException):  # else this test is blind
+            store.model.encode(torch.empty(9, store.schema.width, dtype=torch.int32), torch.empty(3, dtype=torch.int64))
+
+
+def test_tables_of_any_width_are_laid_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recording keeps their addresses, so they must not be copied in each call."""
+    title = Field("title", "what.entity_id", "id", "action", 12)
+    genre = Field("genre", "title.genres", "categories", "action", 5, slots=3)
+    events = EventEmbedding([title, genre], {"title": (0, 1), "genre": (1, 4)}, {"title": 9, "genre": 7}, 16).eval()
+    ids = torch.tensor([[3, 2, 0, 1], [0, 0, 0, 0]], dtype=torch.int32)
+    wanted = events(ids)
+    events.lay_out()
+    given = []
+    monkeypatch.setattr(embedding, "event_embedding", lambda *of: given.append(of) or event_embedding(*of))
+    torch.testing.assert_close(events(ids), wanted)
+    _, tables, _, weight, _ = given[0]
+    assert all(aligned(table).data_ptr() == table.data_ptr() for table in tables)
+    assert weight.shape == (16, 24)
+    assert padded_weight(weight, tables).data_ptr() == weight.data_ptr()
 
 
 @pytest.mark.skipif(not ON_GPU, reason="compiles for the GPU that is there")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from frontrow.serving import triton_server
+from frontrow.serving import serve, triton_server
 from frontrow.serving.triton_server import write_repository
 from toy_models import ECHO, write_toy_models
 
@@ -93,3 +93,16 @@ def test_every_packaged_model_can_be_written(tmp_path: Path) -> None:
         pytest.skip("no packaged model yet")
     written = write_repository(tmp_path, tmp_path / "out", models, version=2)
     assert sorted(path.parent.parent.name for path in written.glob("*/2/model.py")) == sorted(models)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "cores", "expected"),
+    [(0, 2, 2), (0, 64, 4), (1, 16, 8), (1, 1, 1), (1, 64, 8), (4, 16, 2)],
+)
+def test_a_gpu_is_shared_by_instances_that_have_cores(
+    gpus: int, cores: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`expected` stands in the config, and Triton Server starts so many on each GPU."""
+    monkeypatch.setattr(serve, "nvidia_gpus", lambda: gpus)
+    monkeypatch.setattr(serve.os, "sched_getaffinity", lambda _: set(range(cores)))
+    assert serve.default_instances() == expected
