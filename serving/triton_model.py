@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..foundation.schema import ANONYMOUS, WIRE, Tensor
 from .homepage import HomepageEngine, Page
@@ -33,13 +34,20 @@ Compute = Callable[[Sequence[Row]], Sequence["Row | ValueError"]]
 def open_engine(args: Mapping[str, str]) -> HomepageEngine:
     """The engine of the bundle that the launcher wrote into the model's config, warm and checked against the bundle's
     known answers. Raises BundleError, which keeps the server from becoming ready and names the file."""
-    engine = HomepageEngine(Store.open(bundle_dir(args)))
+    engine = HomepageEngine(Store.open(bundle_dir(args), device_of(args)))
     check_known(engine)
     if "bfloat16" in json.loads(args["model_config"])["parameters"] and not use_bfloat16(engine):
         logging.getLogger(__name__).warning("bfloat16 is slow here or would change the ranking: float32 is used")
     engine.counters.clear()  # the proof is nobody's page
     engine.stage_seconds.clear()
     return engine
+
+
+def device_of(args: Mapping[str, str]) -> torch.device:
+    """The GPU that Triton Server gives this instance; the CPU where it gives none, or torch has no CUDA."""
+    if args["model_instance_kind"] != "GPU" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(args["model_instance_device_id"]))
 
 
 def parameters(args: Mapping[str, str]) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def load_model(name: str, bundle: Path) -> Any:
             sys.modules["triton_python_backend_utils"] = before
     model = module.TritonPythonModel()
     config = {"parameters": {"bundle_dir": {"string_value": str(bundle)}}}
-    model.initialize({"model_config": json.dumps(config), "model_version": bundle.name})
+    model.initialize({"model_config": json.dumps(config), "model_version": bundle.name, "model_instance_kind": "CPU"})
     return model
 
 

@@ -17,6 +17,7 @@ from frontrow.foundation.schema import SOURCES, WIRE, Tensor
 from frontrow.serving.homepage import HomepageEngine, Page
 from frontrow.serving.requests import PageRequest
 from frontrow.serving.store import Store
+from frontrow.serving.triton_model import device_of
 from server_process import eventually
 from wire_cases import BAD_REQUESTS, NUMPY, Bad, first_row_score, inputs, public_events, texts
 
@@ -41,6 +42,16 @@ def homepage(tiny_bundle: Path) -> Any:
 @pytest.fixture(scope="module")
 def foundation_model(tiny_bundle: Path) -> Any:
     return load_model("foundation_model", tiny_bundle)
+
+
+@pytest.mark.parametrize(
+    ("kind", "cuda", "device"), [("CPU", True, "cpu"), ("GPU", True, "cuda:3"), ("GPU", False, "cpu")]
+)
+def test_an_instance_computes_where_triton_server_puts_it(
+    monkeypatch: pytest.MonkeyPatch, kind: str, cuda: bool, device: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    assert str(device_of({"model_instance_kind": kind, "model_instance_device_id": "3"})) == device
 
 
 def answer(model: Any, **arrays: np.ndarray) -> InferenceResponse:
