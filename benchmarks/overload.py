@@ -4,7 +4,7 @@
 
 First the capacity: the most pages a second with some requests always in flight. Then that rate times 0.8, 1, 2 and 3,
 at random times, latencies counted from when each request should have been sent. Last a burst: half the capacity, three
-times it, half of it again, and how long until answers are what they were. Members' histories are stored on the server;
+times it, half of it again, and how long until answers are what they were. Requests are `mixed` (serve_load.py);
 client and server share the host, so at three times the capacity the client takes more of it away than at one.
 """
 

@@ -67,8 +67,11 @@ def results(console: Console, found: Results) -> None:
     for number, title in enumerate(found.titles, start=1):
         table.add_row(f"{number:3}", Text(title.name), Text(f"{title.score:.2f} {title.source}", style="dim"))
     console.print(table)
-    if found.titles:
+    if found.titles and found.surface == "search":
         console.print("The number: the member's score, which orders titles whose names fit as well.", style="dim")
+    elif found.titles:
+        what = "similarity, as nothing is known of the member" if found.fallback else "the member's score"
+        console.print(f"The number, which orders them: {what}.", style="dim")
 
 
 def _head(console: Console, what: str, page: Homepage | Results) -> None:

@@ -182,6 +182,8 @@ def _checked(url: str) -> str:
         raise InvalidRequest(f"url is {url!r}; gRPC takes host:port, such as localhost:8001")
     if url.startswith(("http://", "https://")):
         raise InvalidRequest(f"url {url!r} carries a scheme; gRPC takes host:port, such as localhost:8001")
+    if not url.startswith("unix") and not url.rpartition(":")[2].isdecimal():  # else gRPC takes port 443
+        raise InvalidRequest(f"url {url!r} names no port; gRPC takes host:port, such as localhost:8001")
     return url
 
 

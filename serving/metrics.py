@@ -10,7 +10,7 @@ from ..foundation.events import Counts
 from .homepage import HomepageEngine
 
 # What is shown from the start: a rise from nothing to 1 is no rise to whoever computes rates.
-_FALLBACKS = ("unknown_member", "empty_history", "unknown_titles", "nothing_left")
+_FALLBACKS = ("unknown_member", "empty_history", "unknown_titles", "nothing_left", "no_match")
 _COUNTED = (
     "pages",
     "ranking_kept",

@@ -257,9 +257,12 @@ def test_a_server_that_comes_up_late_is_found(closed_url: str):
 
 
 @pytest.mark.parametrize("make", [GrpcTransport, AsyncGrpcTransport, HomepageClient, AsyncHomepageClient])
-def test_a_url_with_a_scheme_is_refused(make: Callable[[str], object]):
+def test_a_url_with_a_scheme_or_without_a_port_is_refused(make: Callable[[str], object]):
     with pytest.raises(InvalidRequest, match="'http://localhost:8001' carries a scheme"):
         make("http://localhost:8001")
+    for url in ("localhost", "dns:///frontrow", "frontrow:grpc"):
+        with pytest.raises(InvalidRequest, match=f"'{url}' names no port"):
+            make(url)
 
 
 def test_closing_twice_is_no_error(served: tuple[str, Servicer]):
