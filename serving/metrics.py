@@ -44,7 +44,7 @@ class MetricsExport:
             description="When the served bundle was exported, and its newest event; seconds since 1970",
             kind=gauge,
         )
-        self._times = []  # kept: a metric that is let go disappears
+        self._times = []  # kept: a metric that is let go disappears, with its family
         for of, seconds in engine.store.bundle.times.items():
             labels = {"version": str(engine.store.version), "of": of}
             self._times.append(self._bundle.Metric(labels=labels))
@@ -54,9 +54,11 @@ class MetricsExport:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the thread."""
+        """Ends the thread, and takes this bundle's times away."""
         self._closed.set()
         self._thread.join()
+        self._times.clear()
+        del self._bundle
 
     def _work(self) -> None:
         while not self._closed.wait(EVERY_SECONDS):

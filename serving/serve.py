@@ -97,12 +97,17 @@ def change_bundle(
 
     bundle = bundle.resolve()
     version = _version(bundle)
-    write_repository(
-        bundle, server.repository, (*DEFAULT_MODELS, *STAGE_MODELS),
-        version=version, instances=instances, queue=queue, bfloat16=bfloat16,
-    )  # fmt: skip
     headers = {f"triton-grpc-protocol-{CONTROL_HEADER}": server.control_key}
     with server.client() as client:
+        index = client.get_model_repository_index(headers=headers)
+        assert index is not None
+        for model in index.models:
+            if (model.name, model.version, model.state) == (DEFAULT_MODELS[0], str(version), "READY"):
+                raise BundleError(f"{bundle} is version {version}, as is the bundle that is served: number it anew")
+        write_repository(
+            bundle, server.repository, (*DEFAULT_MODELS, *STAGE_MODELS),
+            version=version, instances=instances, queue=queue, bfloat16=bfloat16,
+        )  # fmt: skip
         for model in reversed(server.load):
             try:
                 client.load_model(model, headers=headers)

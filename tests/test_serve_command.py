@@ -11,6 +11,7 @@ import select
 import shutil
 import signal
 import subprocess
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -237,9 +238,14 @@ def test_a_command_that_is_killed_leaves_nothing(tiny_bundle: Path, tmp_path: Pa
     assert eventually(lambda: not left_behind(process, tmp_path), 30), left_behind(process, tmp_path)
 
 
+def bundles_in_metrics(port: int) -> set[str]:
+    text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+    return set(re.findall(r'bundle_timestamp_seconds\{.*version="(\d+)"', text))
+
+
 def test_a_signal_changes_the_bundle_and_one_that_is_not_whole_is_not_served(tiny_bundle: Path, tmp_path: Path) -> None:
-    link, whole, broken = tmp_path / "bundle", tmp_path / "2", tmp_path / "3"
-    for copy, version in ((whole, 2), (broken, 3)):
+    link, whole, broken, same = (tmp_path / name for name in ("bundle", "2", "3", "same"))
+    for copy, version in ((whole, 2), (broken, 3), (same, 2)):
         shutil.copytree(tiny_bundle, copy)
         change_manifest(copy, version=version)
     flip_a_byte(broken)
@@ -261,6 +267,8 @@ def test_a_signal_changes_the_bundle_and_one_that_is_not_whole_is_not_served(tin
         assert client.homepage(1001).bundle_version == before.bundle_version != 2
         assert told(whole, f"changed to {whole}")
         after = client.homepage(1001)
+        assert told(same, f"still {whole}: {same} is version 2, as is the bundle that is served: number it anew")
+        assert eventually(lambda: bundles_in_metrics(ports["metrics_port"]) == {"2"}), "that of the old one goes"
     assert after.bundle_version == 2
     assert after.rows == before.rows
     process.send_signal(signal.SIGTERM)
