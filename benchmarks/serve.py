@@ -36,7 +36,7 @@ from .provenance import RESULTS, device, provenance, slug, write_result
 from .serve_compare import ROUNDS as COMPARE_ROUNDS
 from .serve_compare import THRESHOLD, compare
 from .serve_load import MODES, ROWS, TITLES, Mode, draw_requests, input_data
-from .serve_run import Load, LoadError, Server, measured, serving
+from .serve_run import OPEN, Load, LoadError, Server, measured, serving
 
 CONCURRENCY = tuple(2**i for i in range(9))
 SHARES = (0.5, 0.8, 0.95)  # of the most pages a second found: the rates when none are given
@@ -136,6 +136,8 @@ def measure(
         "candidates": min(CANDIDATES, len(bundle.titles)),
         "page": [ROWS, TITLES],
         "instances": instances,
+        "queue": OPEN,
+        "rounds": rounds,
         "seconds": seconds,
         **provenance(command),
         "in_process_ms": [],
@@ -195,7 +197,7 @@ def plot(content: dict[str, Any], path: Path) -> None:
 
     modes = list(dict.fromkeys(line["mode"] for line in content["summary"]))
     figure, axes = plt.subplots(1, len(modes), figsize=(1 + 4.2 * len(modes), 4.6), sharey=True, squeeze=False)
-    titles = {"stored": "history stored", "events": "200 events in the request", "mixed": "mixed lengths"}
+    titles = {"stored": "history stored", "events": "up to 200 events in the request", "mixed": "mixed lengths"}
     for axis, mode in zip(axes[0], modes, strict=True):
         for load, style in (("concurrency", "-o"), ("rate", "--^")):
             lines = [s for s in content["summary"] if (s["mode"], s["load"]) == (mode, load) and "p50_ms" in s]
@@ -216,7 +218,8 @@ def plot(content: dict[str, Any], path: Path) -> None:
     axes[0][-1].legend(fontsize=8)
     figure.suptitle(
         f"{content['data_set']}: {content['candidates']} of {content['titles']:,} titles, page {ROWS} × {TITLES}\n"
-        f"{content['instances']} instance(s), {content['device']}, {content['date']}",
+        f"{content['instances']} instance(s), the queue open, {content['rounds']} round(s), {content['device']}, "
+        f"{content['date']}",
         fontsize=10,
     )
     figure.tight_layout()

@@ -40,7 +40,7 @@ from .provenance import RESULTS, provenance, write_result
 from .serve import in_process, write_csv
 from .serve_client import ask, closed_loop, decoded, encoded
 from .serve_load import MODES, ROWS, TITLES, Mode, draw_requests, input_data
-from .serve_run import Load, LoadError, cpu_seconds, memory_mb, reported
+from .serve_run import OPEN, Load, LoadError, cpu_seconds, memory_mb, reported
 
 PACKAGES = ("fastapi", "uvicorn", "uvloop", "httptools", "orjson", "grpcio", "aiohttp", "tritonclient")
 SETTINGS = ((1, 2), (2, 1), (2, 2))  # (processes, threads of each)
@@ -200,6 +200,7 @@ def measure(path: Path, modes: Sequence[Mode], rounds: int, seconds: float, name
         "members": len(bundle.member_ids),
         "candidates": min(CANDIDATES, len(bundle.titles)),
         "page": [ROWS, TITLES],
+        "queue": OPEN,
         "seconds": seconds,
         **provenance(command),
         "packages": {p: importlib.metadata.version(p) for p in PACKAGES},

@@ -33,6 +33,7 @@ _SPLIT = {
     "Server Compute Input": "input", "Server Compute Infer": "infer", "Server Compute Output": "output",
     "Client Recv": "client_receive",
 }  # fmt: skip
+OPEN = 10_000  # requests that may wait: nobody is refused
 _TICKS = os.sysconf("SC_CLK_TCK")
 _COUNTED = ("exec_count", "queue_duration_us")  # by Triton Server
 
@@ -135,7 +136,7 @@ def free_ports(count: int) -> list[int]:
 
 @contextmanager
 def serving(
-    bundle: Path, instances: int | None = None, checkout: Path | None = None, queue: int | None = 10_000
+    bundle: Path, instances: int | None = None, checkout: Path | None = None, queue: int | None = OPEN
 ) -> Iterator[Server]:
     """`frontrow serve` of a bundle until the block ends, by the code of another checkout if one is given, with the
     packages of this environment. instances: None for its default. queue: how many requests may wait; None for its

@@ -113,7 +113,15 @@ def test_what_the_server_adds_is_told_from_the_same_round() -> None:
 
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
     content = {"summary": summary([run_of(0, 10.0), run_of(0, 12.0, value=2), run_of(0, 9.0, "rate", 50)])}
-    content |= {"data_set": "x", "titles": 9, "candidates": 9, "instances": 1, "device": "a host", "date": "today"}
+    content |= {
+        "data_set": "x",
+        "titles": 9,
+        "candidates": 9,
+        "instances": 1,
+        "rounds": 1,
+        "device": "a host",
+        "date": "today",
+    }
     plot(content, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 10_000
 
