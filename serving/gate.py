@@ -127,7 +127,10 @@ class Gate:
 
 
 def _is_background(request: Any) -> bool:
-    return bool(json.loads(request.parameters() or "{}").get("background"))
+    try:
+        return bool(json.loads(request.parameters() or "{}").get("background"))
+    except ValueError:  # over HTTP parameters may be no UTF-8; those handed over with it are not to blame
+        return False
 
 
 def queue_limit(parameters: Mapping[str, Any]) -> int | None:

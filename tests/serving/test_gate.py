@@ -141,6 +141,13 @@ def test_a_request_that_cannot_be_read_is_refused_and_the_others_are_answered(ga
     assert titles(good) == [2]
 
 
+def test_parameters_that_are_no_text_harm_nobody(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over HTTP, Triton Server hands them on as they came."""
+    odd = asked(1)
+    monkeypatch.setattr(odd, "parameters", b'{"x":"\xff"}'.decode)
+    assert [titles(r) for r in execute(gate, [odd, asked(2)])] == [[1], [2]]
+
+
 def test_a_batch_that_breaks_is_answered_too_and_the_next_one_comes(gate: Gate) -> None:
     unlucky, beside = execute(gate, [asked(13), asked(1)])
     assert unlucky.error is not None
