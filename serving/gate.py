@@ -20,6 +20,7 @@ from .triton_model import Compute, Row, answered, error_response, rows_of
 
 CPU_BATCH, GPU_BATCH = 16, 64
 """Pages computed together. On a CPU a larger batch saves little time, and its first member waits for the last."""
+QUEUE_FULL = "Exceeds maximum queue size"  # in Triton Server's own words
 QUEUE_SECONDS = 0.1  # of work may wait, and a batch always, unless the launcher says how many requests may
 
 
@@ -83,7 +84,7 @@ class Gate:
                     continue
             if rows and rows + max(len(mine), 1) > limit:
                 self._counters["overloaded"] += 1
-                self._refuse(request, f"Exceeds maximum queue size: {rows} pages come first")
+                self._refuse(request, f"{QUEUE_FULL}: {rows} pages come first")
             else:
                 waiting.append(_Waiting(at, request, mine))
                 rows += len(mine)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,12 +17,14 @@ import numpy as np
 
 from ..foundation.bundle import MANIFEST, BundleError, read_manifest
 from ..foundation.schema import WIRE
+from .gate import QUEUE_FULL
 from .known import compare_known
 from .triton_server import CONTROL_HEADER, ServerError, TritonServer, nvidia_gpus, write_repository
 
 DEFAULT_MODELS = ("homepage", "catalogue")
 STAGE_MODELS = ("foundation_model", "candidate_retrieval", "candidate_scoring", "row_ranking")
 READY_TIMEOUT_S = 180
+PROOF_TIMEOUT_S = 60  # while the queue is full
 
 
 def default_instances() -> int:
@@ -91,29 +95,58 @@ def change_bundle(
     The old one answers until the new one is ready, proved within the model by its known answers, and then what has
     reached it; no request is refused. Meanwhile both are in memory. The catalogue changes first, so that who gets a
     page of the new bundle finds its names; who asks for the names of the old one only then does not.
-    Raises BundleError, or ServerError if a model does not load: the old one is then served on.
+    Raises BundleError, or ServerError if a model does not load or answers wrongly: the old one is then served on, its
+    catalogue loaded again where that had changed.
     """
-    from tritonclient.utils import InferenceServerException
-
     bundle = bundle.resolve()
     version = _version(bundle)
-    headers = {f"triton-grpc-protocol-{CONTROL_HEADER}": server.control_key}
-    with server.client() as client:
-        index = client.get_model_repository_index(headers=headers)
-        assert index is not None
-        for model in index.models:
-            if (model.name, model.version, model.state) == (DEFAULT_MODELS[0], str(version), "READY"):
-                raise BundleError(f"{bundle} is version {version}, as is the bundle that is served: number it anew")
+    if (server.repository / DEFAULT_MODELS[0] / str(version)).exists():
+        raise BundleError(f"{bundle} is version {version}, as is the bundle that is served: number it anew")
+    loaded: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="before-", dir=server.repository.parent) as scratch:
+        before = Path(shutil.copytree(server.repository, Path(scratch) / "models"))
         write_repository(
             bundle, server.repository, (*DEFAULT_MODELS, *STAGE_MODELS),
             version=version, instances=instances, queue=queue, bfloat16=bfloat16,
         )  # fmt: skip
-        for model in reversed(server.load):
-            try:
-                client.load_model(model, headers=headers)
-            except InferenceServerException as error:
-                raise ServerError(f"{bundle} is not served: {error}; the log is {server.log}") from error
-    prove(server, json.loads((bundle / "known.json").read_bytes()), exactly=not bfloat16)
+        try:
+            for model in reversed(server.load):
+                _load(server, model, str(bundle))
+                loaded.append(model)
+            prove(server, json.loads((bundle / "known.json").read_bytes()), exactly=not bfloat16)
+        except (OSError, ServerError):
+            shutil.rmtree(server.repository)
+            # Written now: Triton Server loads again what is newer than what it has.
+            shutil.copytree(before, server.repository, copy_function=shutil.copyfile)
+            for model in loaded:
+                _load(server, model, "the bundle before")
+            raise
+
+
+def _load(server: TritonServer, model: str, of: str) -> None:
+    """Loads a model as the repository has it now. Raises ServerError, which says what is not served."""
+    from tritonclient.utils import InferenceServerException
+
+    headers = {f"triton-grpc-protocol-{CONTROL_HEADER}": server.control_key}
+    with server.client() as client:
+        try:
+            client.load_model(model, headers=headers)
+        except InferenceServerException as error:
+            raise ServerError(f"{of} is not served: {error}; the log is {server.log}") from error
+
+
+def _once_there_is_room(infer: Callable[[], Any]) -> Any:
+    """What `infer` returns; a server that others keep busy refuses some requests, and these are asked again."""
+    from tritonclient.utils import InferenceServerException
+
+    deadline = time.monotonic() + PROOF_TIMEOUT_S
+    while True:
+        try:
+            return infer()
+        except InferenceServerException as error:
+            if QUEUE_FULL not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
 
 
 def _version(bundle: Path) -> int:
@@ -145,7 +178,9 @@ def prove(server: TritonServer, known: Mapping[str, Any], exactly: bool = True) 
                 inputs.append(InferInput(t.name, list(value.shape), t.dtype))
                 inputs[-1].set_data_from_numpy(value)
             try:
-                result = client.infer("homepage", inputs, client_timeout=READY_TIMEOUT_S)
+                result = _once_there_is_room(
+                    lambda inputs=inputs: client.infer("homepage", inputs, client_timeout=READY_TIMEOUT_S)
+                )
                 assert result is not None
                 row_scores, title_scores = result.as_numpy("row_scores"), result.as_numpy("title_scores")
                 assert row_scores is not None

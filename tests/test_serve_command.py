@@ -13,15 +13,20 @@ import signal
 import subprocess
 import urllib.request
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from frontrow.clients import HomepageClient, ServerUnavailable
 from frontrow.foundation.bundle import BundleError, manifest_sha256
+from frontrow.serving.gate import QUEUE_FULL
 from frontrow.serving.serve import WrongAnswer, prove, serve_bundle
 from frontrow.serving.triton_server import ServerDied, ServerNotFound, TritonServer, find_tritonserver
 from server_process import FRONTROW, eventually, free_ports, left_behind, options, start, wait_ready
+from tritonclient.utils import InferenceServerException
 
 try:
     find_tritonserver()
@@ -57,6 +62,16 @@ def change_manifest(bundle: Path, **changes: Any) -> None:
 def edit_the_manifest(bundle: Path) -> None:
     file = bundle / "manifest.json"
     file.write_text(file.read_text().replace('"SQfp16"', '"SQfp17"'))
+
+
+def expect_another_answer(bundle: Path) -> None:
+    known = json.loads((bundle / "known.json").read_text())
+    known["answers"][0]["title_scores"][0][0] += 1.0
+    (bundle / "known.json").write_text(json.dumps(known))
+    files = json.loads((bundle / "manifest.json").read_text())["files"]
+    content = (bundle / "known.json").read_bytes()
+    files["known.json"] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    change_manifest(bundle, files=files)
 
 
 Damage = Callable[[Path], None]
@@ -123,13 +138,7 @@ def test_the_command_ends_with_one_line_that_names_the_file(
 
 def test_a_bundle_that_answers_otherwise_than_it_says_does_not_become_ready(copy: Path, tmp_path: Path) -> None:
     """Whole, with the right hashes; but the model in the server gives other scores than the exporter saw."""
-    known = json.loads((copy / "known.json").read_text())
-    known["answers"][0]["title_scores"][0][0] += 1.0
-    (copy / "known.json").write_text(json.dumps(known))
-    files = json.loads((copy / "manifest.json").read_text())["files"]
-    content = (copy / "known.json").read_bytes()
-    files["known.json"] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-    change_manifest(copy, files=files)
+    expect_another_answer(copy)
     with pytest.raises(ServerDied) as died, serve_bundle(copy, log=tmp_path / "server.log", **free_ports()):
         pass
     assert "a known request is answered differently: member 1000: title_scores is off by 1" in str(died.value)
@@ -244,11 +253,12 @@ def bundles_in_metrics(port: int) -> set[str]:
 
 
 def test_a_signal_changes_the_bundle_and_one_that_is_not_whole_is_not_served(tiny_bundle: Path, tmp_path: Path) -> None:
-    link, whole, broken, same = (tmp_path / name for name in ("bundle", "2", "3", "same"))
-    for copy, version in ((whole, 2), (broken, 3), (same, 2)):
+    link, whole, broken, wrong, same = (tmp_path / name for name in ("bundle", "2", "3", "4", "same"))
+    for copy, version in ((whole, 2), (broken, 3), (wrong, 4), (same, 2)):
         shutil.copytree(tiny_bundle, copy)
         change_manifest(copy, version=version)
     flip_a_byte(broken)
+    expect_another_answer(wrong)
     link.symlink_to(tiny_bundle)
     ports = free_ports()
     process = start(link, tmp_path, ports)
@@ -269,8 +279,11 @@ def test_a_signal_changes_the_bundle_and_one_that_is_not_whole_is_not_served(tin
         after = client.homepage(1001)
         assert told(same, f"still {whole}: {same} is version 2, as is the bundle that is served: number it anew")
         assert eventually(lambda: bundles_in_metrics(ports["metrics_port"]) == {"2"}), "that of the old one goes"
+        assert told(wrong, f"still {whole}: {wrong} is not served")
     assert after.bundle_version == 2
     assert after.rows == before.rows
+    with HomepageClient(f"127.0.0.1:{ports['grpc_port']}", timeout_s=10) as client:  # who has no names yet
+        assert client.homepage(1001).rows == after.rows, "the catalogue has gone back, too"
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0
     assert eventually(lambda: not left_behind(process, tmp_path)), left_behind(process, tmp_path)
@@ -284,6 +297,21 @@ def test_a_known_request_that_is_refused_is_told_in_clear_words(tmp_path: Path) 
     known = {"context": {"timestamp": 5}, "rows": 1, "titles": 1, "answers": [{"member_id": 1}]}
     with pytest.raises(WrongAnswer, match=r"127\.0\.0\.1:\d+ refuses a known request: .*; its log is .*server\.log"):
         prove(server, known)
+
+
+def test_a_known_request_that_a_busy_server_refuses_is_asked_again() -> None:
+    refusals = [InferenceServerException(f"{QUEUE_FULL}: 16 pages come first", status="StatusCode.UNAVAILABLE")] * 2
+    scores = {"row_scores": np.zeros((1, 1)), "title_scores": np.zeros((1, 1, 1))}
+
+    def infer(*_: Any, **__: Any) -> Any:
+        if refusals:
+            raise refusals.pop()
+        return SimpleNamespace(as_numpy=scores.get)
+
+    server: Any = SimpleNamespace(client=lambda: nullcontext(SimpleNamespace(infer=infer)))
+    answer = {"member_id": 1, "row_scores": [0.0], "title_scores": [[0.0]]}
+    prove(server, {"context": {"timestamp": 5}, "rows": 1, "titles": 1, "answers": [answer]})
+    assert refusals == []
 
 
 def processes(launcher: int) -> list[str]:
