@@ -4,11 +4,14 @@ While a batch is computed Triton Server collects what comes, and then hands all 
 take QUEUE_SECONDS are made, in batches of a size that a processor likes, and what comes on top is refused first. Triton
 Server's own queue policy cannot be used: in 2.51 a batcher that has one does not notice that an instance becomes free,
 and sleeps until it accepts another request or half a second has passed.
+
+Nothing may be raised here: where a response has been sent already, an exception ends Triton Server (2.51, signal 11).
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -79,8 +82,10 @@ class Gate:
             if rows < limit:  # else it is refused unread, which is most of the time that it takes
                 try:
                     mine = rows_of(self._pb, self._model, request)
-                except RequestError as error:
+                except Exception as error:
                     responses[at] = error_response(self._pb, error)
+                    if not isinstance(error, RequestError):
+                        self._failed(1, "a request could not be read")
                     continue
             if rows and rows + max(len(mine), 1) > limit:
                 self._counters["overloaded"] += 1
@@ -110,13 +115,20 @@ class Gate:
         if not batch:
             return []
         self.began = began = time.perf_counter()
-        if self._tracing:
-            self.traced = [context for one in batch if (context := one.request.trace().get_context())]
-        responses = answered(self._pb, self._model, [one.rows for one in batch], self._compute, self._counters)
+        try:
+            responses = answered(self._pb, self._model, [one.rows for one in batch], self._compute, self._counters)
+        except Exception as error:
+            self._failed(len(batch), "a batch was not answered")
+            return [error_response(self._pb, error) for _ in batch]
         self._counters["batches"] += 1
         took = (time.perf_counter() - began) / sum(len(one.rows) for one in batch)
         self._row_seconds = took if self._row_seconds is None else self._row_seconds + (took - self._row_seconds) / 10
-        self._on_batch(self)
+        try:
+            if self._tracing:
+                self.traced = [context for one in batch if (context := one.request.trace().get_context())]
+            self._on_batch(self)
+        except Exception:
+            self._failed(0, "a batch was not told of")
         return responses
 
     def _refuse(self, request: Any, words: str) -> None:
@@ -124,13 +136,21 @@ class Gate:
         self._send(request, self._pb.InferenceResponse(error=error))
 
     def _send(self, request: Any, response: Any) -> None:
-        request.get_response_sender().send(response, flags=self._pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        try:
+            request.get_response_sender().send(response, flags=self._pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        except Exception:  # no shared memory left; the sender counts as closed and takes no other
+            self._failed(1, "a response was not sent")
+
+    def _failed(self, requests: int, what: str) -> None:
+        """Of the exception that is being handled."""
+        self._counters["failed"] += requests
+        logging.getLogger(__name__).exception(what)
 
 
 def _is_background(request: Any) -> bool:
     try:
         return bool(json.loads(request.parameters() or "{}").get("background"))
-    except ValueError:  # over HTTP parameters may be no UTF-8; those handed over with it are not to blame
+    except Exception:  # over HTTP parameters may be no UTF-8; those handed over with it are not to blame
         return False
 
 

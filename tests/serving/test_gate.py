@@ -156,6 +156,29 @@ def test_a_batch_that_breaks_is_answered_too_and_the_next_one_comes(gate: Gate) 
     assert titles(*execute(gate, [asked(2)])) == [2]
 
 
+def test_whatever_breaks_nothing_is_raised_once_a_response_may_have_been_sent(
+    engine: Engine, counters: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton Server 2.51 would end by signal 11, and take everybody's requests with it."""
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise MemoryError("no more")
+
+    gate = Gate(fake_module(), "candidate_scoring", engine, counters, batch=1, limit=9, on_batch=broken)
+    assert [titles(r) for r in execute(gate, [asked(1), asked(2)])] == [[1], [2]]
+    unsent, unread, answered = asked(3), asked(4), asked(5)
+    monkeypatch.setattr(unsent, "get_response_sender", broken)
+    monkeypatch.setattr(unread[0], "as_numpy", broken)
+    returned = gate.execute([unsent, unread, answered])
+    assert returned[1].error.message_ == "MemoryError: no more"
+    assert titles(returned[2]) == [5]
+    assert counters["failed"] == 2
+    monkeypatch.setattr("frontrow.serving.triton_model._stack", broken)
+    errors = [r.error for r in execute(gate, [asked(6), asked(7)])]
+    assert [e and e.message_ for e in errors] == ["MemoryError: no more"] * 2
+    assert counters["failed"] == 4
+
+
 def test_batches_are_counted_and_told_of(engine: Engine, counters: Counter[str]) -> None:
     told: list[float] = []
     tell = lambda gate: told.append(gate.began - gate.came)  # noqa: E731
