@@ -121,7 +121,7 @@ class Gate:
             self._failed(len(batch), "a batch was not answered")
             return [error_response(self._pb, error) for _ in batch]
         self._counters["batches"] += 1
-        took = (time.perf_counter() - began) / sum(len(one.rows) for one in batch)
+        took = (time.perf_counter() - began) / max(1, sum(len(one.rows) for one in batch))
         self._row_seconds = took if self._row_seconds is None else self._row_seconds + (took - self._row_seconds) / 10
         try:
             if self._tracing:
