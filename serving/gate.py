@@ -24,9 +24,7 @@ from .triton_model import Compute, Row, answered, error_response, rows_of
 CPU_BATCH, GPU_BATCH = 16, 64
 """Pages computed together. On a CPU a larger batch saves little time, and its first member waits for the last."""
 QUEUE_FULL = "Exceeds maximum queue size"  # in Triton Server's own words
-QUEUE_SECONDS, FULL_SECONDS = 0.1, 0.04
-"""Work that is taken at once, and a batch always, unless the launcher says how many requests are; and after a hand-over
-of which some was refused, so that who is refused next hears of it sooner (Maurer, "Fail at Scale", ACM Queue 2015)."""
+QUEUE_SECONDS = 0.1  # of work may wait, and a batch always, unless the launcher says how many requests may
 
 
 @dataclass(frozen=True)
@@ -39,11 +37,10 @@ class _Waiting:
 class Gate:
     """Answers what Triton Server hands over, at most `batch` rows at a time, interactive requests first.
 
-    At most `limit` rows are taken at once, or without it as many as take QUEUE_SECONDS (FULL_SECONDS under
-    overload) by what rows took of late; a request that is larger than that is taken alone. `counters` rises by
-    `overloaded` and `expired` requests, which both get UNAVAILABLE, and by `batches`. on_batch: called after each.
-    tracing: keep for it what traces of the last batch go on with, `traced`, when the batch `began`, and when its
-    requests `came`.
+    At most `limit` rows are taken at once, or without it as many as take QUEUE_SECONDS by what rows took of late; a
+    request that is larger than that is taken alone. `counters` rises by `overloaded` and `expired` requests, which
+    both get UNAVAILABLE, and by `batches`. on_batch: called after each. tracing: keep for it what traces of the last
+    batch go on with, `traced`, when the batch `began`, and when its requests `came`.
     """
 
     def __init__(
@@ -53,7 +50,6 @@ class Gate:
         self._pb, self._model, self._compute, self._counters = pb_utils, model, compute, counters
         self._batch, self._limit, self._on_batch, self._tracing = batch, limit, on_batch, tracing
         self._row_seconds: float | None = None  # that a row takes, smoothed
-        self._full = False  # some of the last hand-over was refused
         self.traced: list[str] = []
         self.came = self.began = 0.0
         counters.update(dict.fromkeys(("overloaded", "expired", "batches"), 0))  # the metrics' thread reads: no new key
@@ -75,13 +71,11 @@ class Gate:
     @property
     def limit(self) -> int:
         """How many rows may wait now."""
-        row = self._row_seconds or QUEUE_SECONDS
-        usual = max(self._batch, int(QUEUE_SECONDS / row))
-        return self._limit or (max(1, int(FULL_SECONDS / row)) if self._full else usual)
+        return self._limit or max(self._batch, int(QUEUE_SECONDS / (self._row_seconds or QUEUE_SECONDS)))
 
     def _admitted(self, requests: Sequence[Any], responses: list[Any]) -> list[_Waiting]:
         """What has a place in the queue. What has none is refused, and what cannot be read gets its response."""
-        limit, rows, self._full = self.limit, 0, False
+        limit, rows = self.limit, 0
         waiting: list[_Waiting] = []
         for at, request in sorted(enumerate(requests), key=lambda of: _is_background(of[1])):
             mine: Sequence[Row] = ()
@@ -95,7 +89,6 @@ class Gate:
                     continue
             if rows and rows + max(len(mine), 1) > limit:
                 self._counters["overloaded"] += 1
-                self._full = True
                 self._refuse(request, f"{QUEUE_FULL}: {rows} pages come first")
             else:
                 waiting.append(_Waiting(at, request, mine))

@@ -114,17 +114,6 @@ def test_as_many_are_taken_as_take_a_tenth_of_a_second(engine: Engine, counters:
     assert gate.limit == 3
 
 
-def test_under_overload_less_is_taken_at_once_until_all_find_a_place(engine: Engine, counters: Counter[str]) -> None:
-    gate = Gate(fake_module(), "candidate_scoring", engine, counters, batch=3, limit=None)
-    engine.seconds = 0.035  # a batch
-    execute(gate, [asked(1)])
-    execute(gate, [asked(number) for number in (1, 2, 3, 4)])
-    assert counters["overloaded"] == 1
-    assert gate.limit == 1
-    execute(gate, [asked(1)])
-    assert gate.limit == 3
-
-
 def test_a_request_larger_than_batch_and_queue_is_answered_alone(gate: Gate, engine: Engine) -> None:
     large, small = execute(gate, [asked(1, 2, 3, 4, 5, 6), asked(7)])
     assert titles(large) == [1, 2, 3, 4, 5, 6]
