@@ -24,7 +24,7 @@ from .triton_model import Compute, Row, answered, error_response, rows_of
 CPU_BATCH, GPU_BATCH = 16, 64
 """Pages computed together. On a CPU a larger batch saves little time, and its first member waits for the last."""
 QUEUE_FULL = "Exceeds maximum queue size"  # in Triton Server's own words
-QUEUE_SECONDS = 0.2  # of work may wait, and a batch always, unless the launcher says how many requests may
+QUEUE_SECONDS = 0.1  # of work may wait, and a batch always, unless the launcher says how many requests may
 
 
 @dataclass(frozen=True)

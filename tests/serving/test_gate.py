@@ -102,13 +102,13 @@ def test_refusals_do_not_wait_for_what_is_computed(engine: Engine, counters: Cou
     assert answered[0] == [False] * 4 + [True] * 5
 
 
-def test_as_many_are_taken_as_take_a_fifth_of_a_second(engine: Engine, counters: Counter[str]) -> None:
+def test_as_many_are_taken_as_take_a_tenth_of_a_second(engine: Engine, counters: Counter[str]) -> None:
     gate = Gate(fake_module(), "candidate_scoring", engine, counters, batch=3, limit=None)
     assert gate.limit == 3, "a batch while nothing is known"
     for _ in range(60):  # of no work at all
         execute(gate, [asked(1)])
     assert gate.limit > 20
-    engine.seconds = 0.1
+    engine.seconds = 0.06
     for _ in range(40):
         execute(gate, [asked(1)])
     assert gate.limit == 3
