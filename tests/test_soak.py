@@ -29,6 +29,7 @@ SECONDS = float(os.environ.get("FRONTROW_SOAK_SECONDS", "600"))
 SWAP_EVERY = min(60.0, SECONDS / 3)
 SHARE = 0.8  # of capacity
 CAPACITY_SECONDS = 5.0
+QUEUE = 200  # while a bundle is loaded more may wait than serve takes unasked
 
 
 def numbered(bundle: Path, version: int, folder: Path) -> Path:
@@ -52,7 +53,7 @@ def test_no_request_fails_while_bundles_change(tiny_bundle: Path, tmp_path: Path
     bundles = [numbered(bundle, version, tmp_path) for version in (1, 2)]
     requests = [serialized(r) for r in draw_requests(load_bundle(bundle), "mixed")]
     member = int(load_bundle(bundle).member_ids[0])
-    with serve_bundle(bundles[0], log=tmp_path / "server.log", **free_ports()) as server:
+    with serve_bundle(bundles[0], queue=QUEUE, log=tmp_path / "server.log", **free_ports()) as server:
         in_flight(server.address, requests, 8, 2.0)
         busy = in_flight(server.address, requests, 8, CAPACITY_SECONDS)
         rate = SHARE * len(busy.sent) / float(np.ptp(busy.sent))
@@ -64,7 +65,7 @@ def test_no_request_fails_while_bundles_change(tiny_bundle: Path, tmp_path: Path
                 number += 1
                 began = time.monotonic()
                 try:
-                    change_bundle(server, bundles[number % 2])
+                    change_bundle(server, bundles[number % 2], queue=QUEUE)
                 except Exception as error:
                     errors.append(error)
                 swaps.append(time.monotonic() - began)
