@@ -10,7 +10,6 @@ paired by seed and member. On a host without GPU give OMP_NUM_THREADS=1 and as m
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import tempfile
@@ -29,6 +28,7 @@ from ..training.movielens import fetch_movielens_100k
 from ..training.runs import best_epoch, read_metrics
 from ..training.train import TrainConfig, train
 from .ablation_variants import BASE, VARIANTS, Variant
+from .command import command, positive, seed_of
 from .paired import difference, gain
 from .provenance import RESULTS, provenance, write_result
 
@@ -227,14 +227,10 @@ def finished(todo: Sequence[Task], workers: int, source: dict[str, Any]) -> Iter
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        prog="python -m frontrow.benchmarks.ablations",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--variant", nargs="+", default=[], choices=[v.name for v in VARIANTS], metavar="NAME")
-    parser.add_argument("--seed", nargs="+", type=int, default=SEEDS)
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--workers", type=int, default=1)
-    given = parser.parse_args()
-    main(given.variant, given.seed, given.epochs, given.workers)
+    with command("ablations", __doc__) as parser:
+        parser.add_argument("--variant", nargs="+", default=[], choices=[v.name for v in VARIANTS], metavar="NAME")
+        parser.add_argument("--seed", nargs="+", type=seed_of, default=SEEDS)
+        parser.add_argument("--epochs", type=positive, default=EPOCHS)
+        parser.add_argument("--workers", type=positive, default=1)
+        given = parser.parse_args()
+        main(given.variant, given.seed, given.epochs, given.workers)

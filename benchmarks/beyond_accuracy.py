@@ -12,7 +12,6 @@ measured at the same commit already is kept. Shape letters: B members, R rows, C
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 import time
@@ -46,6 +45,7 @@ from ..training.runs import load_run
 from ..training.world import World
 from ..training.world_population import DEVICES, LOCALES
 from .beyond_accuracy_report import draw_reliability, draw_trade_off
+from .command import command, seed_of
 from .provenance import RESULTS, provenance, write_result
 from .reproduce import RUNS
 from .world_model import EVALUATION_SEEDS, trained_on, world_of
@@ -312,12 +312,8 @@ def finished_runs() -> list[Path]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        prog="python -m frontrow.benchmarks.beyond_accuracy",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--run", nargs="+", type=Path, default=[])
-    parser.add_argument("--world", nargs="*", type=int, default=list(EVALUATION_SEEDS))
-    given = parser.parse_args()
-    main(given.run or finished_runs(), given.world)
+    with command("beyond_accuracy", __doc__) as parser:
+        parser.add_argument("--run", nargs="+", type=Path, default=[])
+        parser.add_argument("--world", nargs="*", type=seed_of, default=list(EVALUATION_SEEDS))
+        given = parser.parse_args()
+        main(given.run or finished_runs(), given.world)

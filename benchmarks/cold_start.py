@@ -13,7 +13,6 @@ title a vector are compared on the same weights: the unknown id's embedding, and
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import time
@@ -30,6 +29,7 @@ from ..training.runs import differences, load_run, train_run
 from ..training.similar_titles import metadata_vectors, mixing_weights
 from ..training.train import TrainConfig
 from .cold_splits import SPLITS, Split
+from .command import command, positive, seed_of
 from .provenance import RESULTS, provenance, write_result
 
 SEEDS = (101, 102, 103)  # of the draw of titles, or of the world, and of the training; below 100 for trying things out
@@ -285,18 +285,12 @@ def main(names: list[str], seeds: list[int], dropouts: list[float], epochs: int 
 
 if __name__ == "__main__":
     usual = TrainConfig().model.id_dropout
-    parser = argparse.ArgumentParser(
-        prog="python -m frontrow.benchmarks.cold_start",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--data", nargs="+", choices=list(SPLITS), default=list(SPLITS))
-    parser.add_argument("--seed", nargs="+", type=int, default=list(SEEDS))
-    parser.add_argument("--id-dropout", nargs="+", type=float, default=list(ID_DROPOUTS))
-    parser.add_argument("--epochs", type=int, help="in place of 12 for ml-100k and 24 for world")
-    given = parser.parse_args()
-    if usual not in given.id_dropout:
-        parser.error(f"--id-dropout must include {usual}, the recipe's")
-    if given.epochs is not None and given.epochs < 1:
-        parser.error(f"--epochs is {given.epochs}; give 1 or more")
-    main(given.data, given.seed, given.id_dropout, given.epochs)
+    with command("cold_start", __doc__) as parser:
+        parser.add_argument("--data", nargs="+", choices=list(SPLITS), default=list(SPLITS))
+        parser.add_argument("--seed", nargs="+", type=seed_of, default=list(SEEDS))
+        parser.add_argument("--id-dropout", nargs="+", type=float, default=list(ID_DROPOUTS))
+        parser.add_argument("--epochs", type=positive, help="in place of 12 for ml-100k and 24 for world")
+        given = parser.parse_args()
+        if usual not in given.id_dropout:
+            parser.error(f"--id-dropout must include {usual}, the recipe's")
+        main(given.data, given.seed, given.id_dropout, given.epochs)

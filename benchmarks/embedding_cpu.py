@@ -15,7 +15,6 @@ here and not in kernels/ because they do not pay: see LOG.md.
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import time
@@ -33,6 +32,7 @@ from torch import Tensor
 from ..foundation.schema import FIRST, default_schema
 from ..kernels.event_embedding import event_embedding, event_embedding_reference
 from ..kernels.folded_embedding import FoldedEmbedding, fold
+from .command import command
 from .provenance import provenance, write_result
 
 EVENTS, THREADS = (1, 10, 100, 1000), (1, 2)
@@ -187,9 +187,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(
-        prog="python -m frontrow.benchmarks.embedding_cpu",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).parse_args()
-    main()
+    with command("embedding_cpu", __doc__) as parser:
+        parser.parse_args()
+        main()

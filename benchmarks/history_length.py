@@ -10,7 +10,6 @@ known at every n; how long ago the newest event known was is told too, as servin
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from ..training.batches import batch_before, evaluated_members, target_positions
 from ..training.data import Dataset
 from ..training.evaluate import ranks_by
 from ..training.runs import load_run, read_run
+from .command import command
 from .provenance import RESULTS, provenance, write_result
 
 LENGTHS = (0, 1, 2, 5, 10, 20, 50, 100, 200)
@@ -164,10 +164,6 @@ def _seed(run: Path) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        prog="python -m frontrow.benchmarks.history_length",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--run", nargs="+", type=Path, default=[Path("runs/demo")])
-    main(parser.parse_args().run)
+    with command("history_length", __doc__) as parser:
+        parser.add_argument("--run", nargs="+", type=Path, default=[Path("runs/demo")])
+        main(parser.parse_args().run)

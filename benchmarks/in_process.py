@@ -26,6 +26,7 @@ from ..serving.graphs import Recorded
 from ..serving.homepage import HomepageEngine
 from ..serving.requests import PageRequest
 from ..serving.store import Store
+from .command import command, positive
 from .provenance import device, provenance, slug, write_result
 from .serve_load import MODES, draw_requests
 
@@ -143,15 +144,13 @@ def main(given: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        prog="python -m frontrow.benchmarks.in_process",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE", help="default: the newest in bundles/")
-    parser.add_argument("--processes", nargs="+", type=int, default=[1], metavar="N", help="default: 1")
-    parser.add_argument("--batch", nargs="+", type=int, default=[1, 4, 16, 64], metavar="N", help="members at once")
-    parser.add_argument("--mode", nargs="+", choices=ALL, default=list(ALL), help="default: all")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each; default: 3")
-    parser.add_argument("--eager", action="store_true", help="on a GPU: launch kernels, replay no graphs")
-    main(parser.parse_args())
+    with command("in_process", __doc__) as parser:
+        parser.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE", help="default: the newest in bundles/")
+        parser.add_argument("--processes", nargs="+", type=positive, default=[1], metavar="N", help="default: 1")
+        parser.add_argument(
+            "--batch", nargs="+", type=positive, default=[1, 4, 16, 64], metavar="N", help="members at once"
+        )
+        parser.add_argument("--mode", nargs="+", choices=ALL, default=list(ALL), help="default: all")
+        parser.add_argument("--seconds", type=float, default=3.0, help="of each; default: 3")
+        parser.add_argument("--eager", action="store_true", help="on a GPU: launch kernels, replay no graphs")
+        main(parser.parse_args())

@@ -9,7 +9,6 @@ anonymous member whose 200 events come along.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from ..clients import HomepageClient
 from ..foundation.bundle import load_bundle, newest_bundle
 from ..serving.homepage import CANDIDATES
 from ..serving.serve import serve_bundle
+from .command import command
 from .provenance import provenance, write_result
 from .serve_load import HISTORY, events_of
 
@@ -80,10 +80,6 @@ def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        prog="python -m frontrow.benchmarks.latency",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE", help="default: the newest in bundles/")
-    main(parser.parse_args().bundle or newest_bundle(Path("bundles")))
+    with command("latency", __doc__) as parser:
+        parser.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE", help="default: the newest in bundles/")
+        main(parser.parse_args().bundle or newest_bundle(Path("bundles")))

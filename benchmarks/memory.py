@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..foundation.bundle import load_bundle, newest_bundle
+from .command import command, positive
 from .open_loop import in_flight, serialized
 from .provenance import provenance, write_result
 from .serve_load import draw_requests
@@ -67,9 +68,9 @@ def main(given: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        prog="frontrow bench memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE", help="default: the newest in bundles/")
-    parser.add_argument("--instances", nargs="+", type=int, default=[1, 2, 3], metavar="N", help="default: 1 2 3")
-    main(parser.parse_args())
+    with command("frontrow bench memory", __doc__) as parser:
+        parser.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE", help="default: the newest in bundles/")
+        parser.add_argument(
+            "--instances", nargs="+", type=positive, default=[1, 2, 3], metavar="N", help="default: 1 2 3"
+        )
+        main(parser.parse_args())

@@ -20,6 +20,7 @@ import numpy as np
 
 from ..foundation.bundle import load_bundle, newest_bundle
 from ..serving.serve import default_instances
+from .command import command, positive
 from .open_loop import Outcomes, at_rate, at_times, in_flight, poisson, serialized
 from .provenance import provenance, write_result
 from .serve_load import draw_requests
@@ -105,13 +106,11 @@ def main(given: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        prog="frontrow bench overload", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE", help="default: the newest in bundles/")
-    parser.add_argument(
-        "--instances", type=int, default=default_instances(), help="copies of the model; default: serve's"
-    )
-    parser.add_argument("--queue", type=int, help="requests that may wait in each; default: serve's")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each load; default: 8")
-    main(parser.parse_args())
+    with command("frontrow bench overload", __doc__) as parser:
+        parser.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE", help="default: the newest in bundles/")
+        parser.add_argument(
+            "--instances", type=positive, default=default_instances(), help="copies of the model; default: serve's"
+        )
+        parser.add_argument("--queue", type=int, help="requests that may wait in each; default: serve's")
+        parser.add_argument("--seconds", type=float, default=8.0, help="of each load; default: 8")
+        main(parser.parse_args())

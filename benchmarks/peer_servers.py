@@ -8,7 +8,6 @@ alone, and refuse nothing politely. Threads are set by OMP_NUM_THREADS. What the
 
 # No `from __future__ import annotations`: FastAPI reads the types of a function's arguments, local ones too.
 
-import argparse
 import signal
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from ..foundation.schema import WIRE
 from ..serving.homepage import Page
 from ..serving.requests import PageRequest
 from ..serving.triton_model import page_request, page_row
+from .command import command
 from .plain_engine import PlainEngine
 from .serve_run import free_ports
 
@@ -156,14 +156,10 @@ def serve_pytriton(engine: PlainEngine, port: int) -> None:
 SERVERS = {"fastapi": serve_fastapi, "grpcio": serve_grpcio, "pytriton": serve_pytriton}
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        prog="python -m frontrow.benchmarks.peer_servers",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("peer", choices=tuple(SERVERS))
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
-    parser.add_argument("--port", type=int, required=True)
-    given = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that pytriton stops its server
-    SERVERS[given.peer](PlainEngine(given.bundle), given.port)
+    with command("peer_servers", __doc__) as parser:
+        parser.add_argument("peer", choices=tuple(SERVERS))
+        parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+        parser.add_argument("--port", type=int, required=True)
+        given = parser.parse_args()
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that pytriton stops its server
+        SERVERS[given.peer](PlainEngine(given.bundle), given.port)

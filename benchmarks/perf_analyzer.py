@@ -9,7 +9,6 @@ it is the newest that runs on Debian 12 and Ubuntu 22.04; those called perf-anal
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import io
 import os
@@ -24,6 +23,7 @@ from pathlib import Path
 
 from ..serving.doctor import parse_missing_libraries, parse_version
 from ..training.wheel import WheelError, download_wheel
+from .command import command
 
 VERSION = "2.48.0"
 WHEEL = f"tritonclient=={VERSION}"
@@ -126,7 +126,6 @@ def how_to_get(libraries: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(
-        prog="frontrow bench install", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
-    print(install())
+    with command("frontrow bench install", __doc__) as parser:
+        parser.parse_args()
+        print(install())

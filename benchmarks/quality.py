@@ -9,6 +9,7 @@ import importlib
 import json
 from pathlib import Path
 
+from .command import command
 from .provenance import RESULTS
 
 PAGE = Path(__file__).parent / "quality.md"
@@ -53,11 +54,11 @@ README.md explains HR@10, NDCG@10, MRR, coverage and novelty. Of pages:
 def page() -> str:
     """The text of quality.md from the result files that are there."""
     parts = [HEAD]
-    for heading, module, result, command in SECTIONS:
+    for heading, module, result, measured_by in SECTIONS:
         file = RESULTS / f"{result}.json"
         parts.append(f"## {heading}\n")
         if not file.is_file():
-            parts.append(f"Not measured yet: `{command}`.\n")
+            parts.append(f"Not measured yet: `{measured_by}`.\n")
             continue
         found = json.loads(file.read_text("utf-8"))
         parts.append(importlib.import_module(f".{module}", __package__).markdown(found) + "\n")
@@ -66,5 +67,7 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), "utf-8")
-    print(PAGE)
+    with command("quality", __doc__) as parser:
+        parser.parse_args()
+        PAGE.write_text(page(), "utf-8")
+        print(PAGE)

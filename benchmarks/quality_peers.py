@@ -11,7 +11,6 @@ made again.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import importlib.metadata
 import json
@@ -34,6 +33,7 @@ from ..training.evaluate import ranking_metrics, ranks_by, ranks_of_targets
 from ..training.movielens import fetch_movielens_100k
 from ..training.runs import best_epoch, read_metrics
 from ..training.train import TrainConfig, train
+from .command import command, positive, seed_of
 from .paired import CUTOFF, difference, gain
 from .provenance import provenance, write_result
 
@@ -224,12 +224,8 @@ def _kept(file: Path, made_by: dict[str, Any], once: Callable[[], Trained]) -> T
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        prog="python -m frontrow.benchmarks.quality_peers",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--seed", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=100)
-    given = parser.parse_args()
-    main(given.seed, given.epochs)
+    with command("quality_peers", __doc__) as parser:
+        parser.add_argument("--seed", nargs="+", type=seed_of, default=[0, 1, 2])
+        parser.add_argument("--epochs", type=positive, default=100)
+        given = parser.parse_args()
+        main(given.seed, given.epochs)

@@ -23,6 +23,7 @@ from ..foundation.schema import WIRE
 from ..serving.homepage import CANDIDATES, HomepageEngine, Page
 from ..serving.serve import STAGE_MODELS
 from ..serving.store import Store
+from .command import command, positive
 from .peers_running import Running
 from .provenance import provenance, write_result
 from .scratch_repository import Model, models_serving
@@ -124,10 +125,9 @@ def main(given: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        prog="python -m frontrow.benchmarks.repository_shapes", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
-    parser.add_argument("--threads", type=int, default=1, help="of each stage; default: 1, for they run at once")
-    main(parser.parse_args())
+    with command("repository_shapes", __doc__) as parser:
+        parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+        parser.add_argument(
+            "--threads", type=positive, default=1, help="of each stage; default: 1, for they run at once"
+        )
+        main(parser.parse_args())

@@ -15,6 +15,7 @@ import json
 import re
 import shutil
 import statistics
+import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -22,21 +23,20 @@ from pathlib import Path
 from typing import Any
 
 from ..foundation.bundle import read_manifest
-from ..foundation.model import ModelConfig
 from ..foundation.schema import Schema, default_schema
-from ..training.batches import evaluated_members, target_positions
-from ..training.data import Dataset
-from ..training.evaluate import evaluate
+from ..training.batches import evaluated_members
+from ..training.data import Dataset, fingerprint
+from ..training.evaluate import asked_again, evaluate
 from ..training.export import export_bundle
 from ..training.interactions import Interactions, read_ml_1m
 from ..training.movielens import fetch_movielens_100k
-from ..training.runs import best_epoch, differences, load_run, read_metrics, train_run
+from ..training.runs import best_epoch, differences, load_run, read_metrics, read_run, train_run
 from ..training.train import Progress, TrainConfig
 from .provenance import RESULTS, provenance, write_result
 
 RUNS = Path("runs/reproduce")
-LARGE = 500_000
 SEEDS = {"ml-100k": [0, 1, 2, 3, 4], "ml-1m": [0, 1, 2]}
+_OTHER_NAME = "give another name (frontrow reproduce NAME --interactions FILE)"
 PROTOCOL = (
     "leave one out: last event test, second-last validation (picks the epoch), the rest training; all {titles:,} "
     "titles ranked, titles seen before filtered out unless asked for again, ties go to the smaller id; order {order}; "
@@ -60,18 +60,21 @@ def prepare(name: str, source: Path | None, interactions: Interactions | None) -
         raise ValueError(f"{name!r} names a folder; give letters, digits, '-' and '_' alone")
     # One's own data in a folder of their own: a file called movielens-100k must not pass for that data set.
     folder = Path("data") / name if name in SEEDS else Path("data") / "interactions" / name
-    return interactions.write(folder), interactions.schema(), order
+    _write(interactions, name, folder)
+    return folder, interactions.schema(), order
 
 
-def recipe(schema: Schema, events: int) -> tuple[Schema, TrainConfig]:
-    """One recipe in two sizes: from LARGE events on wider title vectors, larger batches and less dropout."""
-    model = ModelConfig(request_dropout=0.2 if schema.request_columns.size else 0.0)
-    if events < LARGE:
-        return schema, TrainConfig(model=model)
-    wider = tuple(replace(f, width=128) if f.kind == "id" else f for f in schema.fields)
-    model = replace(model, dropout=0.2)
-    config = TrainConfig(epochs=50, batch_tokens=8000, learning_rate=1e-3, patience=8, model=model)
-    return replace(schema, fields=wider), config
+def _write(interactions: Interactions, name: str, folder: Path) -> None:
+    """The data set in its folder, unless a run of that name was trained on another: that run's data stays."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as scratch:
+        made = interactions.write(Path(scratch) / name)
+        now = fingerprint(made)
+        for file in sorted((RUNS / name).glob("*/run.json")):
+            if read_run(file.parent)["data_fingerprint"] != now:
+                raise ValueError(f"{file.parent} was trained on other data of that name; remove it, or {_OTHER_NAME}")
+        shutil.rmtree(folder, ignore_errors=True)
+        made.rename(folder)
 
 
 def reproduce(
@@ -94,7 +97,7 @@ def reproduce(
         run = RUNS / name / f"seed-{seed}"
         before, own = _epochs(run), replace(config, seed=seed)
         if (run / "run.json").is_file() and (changed := differences(run, data, own)):
-            other = "" if name in SEEDS else ", or give another name"
+            other = "" if name in SEEDS else f", or {_OTHER_NAME}"
             raise ValueError(f"{run} is there already, and {', '.join(changed)}; remove it{other}")
         with bar(seed) as on_progress:
             train_run(run, folder, data, own, on_progress, resume=True)
@@ -112,7 +115,7 @@ def reproduce(
             "dataset": f"{name}: {len(data.events.ids):,} events, {len(data):,} members, {len(data.titles):,} titles",
             "protocol": PROTOCOL.format(titles=len(data.titles), order=order),
             "members": table["members"],
-            "asked_again": asked_again(data),
+            "asked_again": int(asked_again(data, "test", evaluated_members(data)).sum()),
             "seeds": runs,
             "mean": {k: statistics.fmean(r[k] for r in runs) for k in names},
             "standard_deviation": {k: statistics.stdev(r[k] for r in runs) for k in names} if len(runs) > 1 else {},
@@ -127,13 +130,6 @@ def reproduce(
         else:
             (RUNS / name / "result.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
     return content
-
-
-def asked_again(data: Dataset) -> int:
-    """How many test items are titles that their members had seen before: those stay among the ranked ones."""
-    index, members = data.title_indices(), evaluated_members(data)
-    starts, targets = data.events.offsets[members], target_positions(data, members, "test")
-    return sum(bool((index[a:t] == index[t]).any()) for a, t in zip(starts.tolist(), targets.tolist(), strict=True))
 
 
 def markdown(found: dict[str, Any]) -> str:

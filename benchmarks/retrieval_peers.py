@@ -35,6 +35,7 @@ from ..kernels.catalogue_search import catalogue_search
 from ..serving.homepage import HomepageEngine
 from ..serving.requests import PageRequest, Prepared
 from ..serving.store import Store
+from .command import command
 from .provenance import RESULTS, provenance, write_result
 
 SETS = {"demo": None, "grown": None, "1e5x64": (100_000, 64), "1e5x128": (100_000, 128), "1e6x128": (1_000_000, 128)}
@@ -336,11 +337,8 @@ def main(given: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        prog="python -m frontrow.benchmarks.retrieval_peers", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("--set", nargs="+", choices=tuple(SETS), default=tuple(SETS), help="default: all")
-    parser.add_argument("--bundle", type=Path, help="of the set `demo`; default: the newest in bundles/")
-    parser.add_argument("--overwrite", action="store_true", help="measure again what the result file has")
-    main(parser.parse_args())
+    with command("retrieval_peers", __doc__) as parser:
+        parser.add_argument("--set", nargs="+", choices=tuple(SETS), default=tuple(SETS), help="default: all")
+        parser.add_argument("--bundle", type=Path, help="of the set `demo`; default: the newest in bundles/")
+        parser.add_argument("--overwrite", action="store_true", help="measure again what the result file has")
+        main(parser.parse_args())

@@ -17,11 +17,12 @@ from ..serving.store import Store
 RULES = ("popularity", "size", "mean title score", "best title score")  # what the row ranker must beat
 OTHERS = ("state alone", "titles alone", "rows by themselves", "mean score of its first titles")
 ORDERS = ("row ranker", *RULES, *OTHERS)
-UNBOUND = "titles by score, no rows"  # as high as the order of rows can get with these titles
+TRUTH = "knowing the truth"  # rows by the true chance of their titles: what an order could gain at most, about
+UNBOUND = "titles by score, no rows"
 
 
-def worths(store: Store, ranked: Ranked) -> dict[str, RowWorth]:
-    """What each of ORDERS says rows are worth.
+def worths(store: Store, ranked: Ranked, wanted: np.ndarray) -> dict[str, RowWorth]:
+    """What each of ORDERS, and one that knows what is wanted (a chance for each title, [N]), says rows are worth.
 
     popularity: mean plays of a row's titles; size: how many it has; mean and best score: of all its titles. All of the
     titles that the member may be shown in it. titles alone: the chance of a row's first titles; rows by themselves: the
@@ -48,21 +49,22 @@ def worths(store: Store, ranked: Ranked) -> dict[str, RowWorth]:
     found = {name: RowWorth(np.nan_to_num(base, nan=-1e9), 0.0, chance) for name, base in fixed.items()}
     found["row ranker"] = own
     found["titles alone"] = replace(own, base=np.zeros(len(eligible)), slope=1.0)
-    return {name: found[name] for name in ORDERS}
+    found[TRUTH] = replace(found["titles alone"], chance=wanted[ranked.titles])
+    return {name: found[name] for name in (*ORDERS, TRUTH)}
 
 
 def pages_of(
-    store: Store, ranked: Sequence[Ranked], rows: int, columns: int
+    store: Store, ranked: Sequence[Ranked], chance: np.ndarray, rows: int, columns: int
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """(title indices int64 [P, R, C] by order, −1 past the end; scores float64 [P, R, C] of the row ranker's titles as
-    log chances)."""
-    names = (*ORDERS, UNBOUND)
+    log chances), where titles are wanted with that chance [P, N]."""
+    names = (*ORDERS, TRUTH, UNBOUND)
     pages = {name: np.full((len(ranked), rows, columns), -1, np.int64) for name in names}
     scores = np.full((len(ranked), rows, columns), -np.inf)
     cells = sorted(np.ndindex(rows, columns), key=lambda cell: (sum(cell), cell))
-    for p, one in enumerate(ranked):
+    for p, (one, wanted) in enumerate(zip(ranked, chance, strict=True)):
         ids = store.bundle.titles.ids[one.titles]
-        for name, worth in worths(store, one).items():
+        for name, worth in worths(store, one, wanted).items():
             for r, placed in enumerate(assemble(store.rows.specs, worth, one.eligible, ids, rows, columns)):
                 pages[name][p, r, : len(placed.places)] = one.titles[placed.places]
                 if name == "row ranker":

@@ -13,7 +13,6 @@ Finished pieces of the same commit are kept in runs/rows. Shape letters: P pages
 
 from __future__ import annotations
 
-import argparse
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
@@ -35,9 +34,10 @@ from ..training.runs import load_run
 from ..training.served_rows import served_at
 from ..training.world_log import WorldConfig
 from ..training.world_population import GENRES
+from .command import command, seed_of
 from .page_optimum import shortfalls
 from .provenance import RESULTS, provenance, write_result
-from .row_orders import ORDERS, RULES, UNBOUND, pages_of, worths
+from .row_orders import ORDERS, RULES, TRUTH, UNBOUND, pages_of, worths
 from .world_model import CONFIG, EPOCHS, EVALUATION_SEEDS, trained_on, world_of
 from .world_visits import chosen_freely, chunks, ranked_at, visits_after, world_rows
 
@@ -50,7 +50,7 @@ Piece = dict[str, np.ndarray]  # arrays by "order/measure", or by the name of wh
 def measured(store: Store, ranked: Sequence[Ranked], chance: np.ndarray, shape: tuple[int, int]) -> Piece:
     """Of every order, by page: NDCG2D, Recall@3-by-4 and Recall@m-by-4 for every m, and where on the page the wanted
     title stands; of all pages together: Row-AUC and Entity-AUC. chance: [P, N], that a title is the one wanted."""
-    pages, scores = pages_of(store, ranked, *shape)
+    pages, scores = pages_of(store, ranked, chance, *shape)
     found: Piece = {}
     for name, page in pages.items():
         wanted = relevance_of(page, chance)
@@ -76,8 +76,9 @@ def row_aucs(store: Store, ranked: Sequence[Ranked], chance: np.ndarray) -> dict
         mass = log_mass(first_mass(order, most, own))
         held.append(first_mass(order, most, true))
         shown.append(one.eligible.sum(1) >= [min(s.min_titles, FIRST_TITLES) for s in specs])
-        for name, worth in worths(store, one).items():
-            scores[name].append(worth.base + worth.slope * mass)
+        for name, worth in worths(store, one, wanted).items():
+            if name in scores:
+                scores[name].append(worth.base + worth.slope * mass)
     share, there = np.stack(held), np.stack(shown)
     return {name: row_auc(np.stack(values), share, there) for name, values in scores.items()}
 
@@ -136,7 +137,7 @@ def world_piece(seed: int, config: WorldConfig = CONFIG, epochs: int = EPOCHS) -
         engine = HomepageEngine(Store(in_memory(at_layer, data, known, served_lists, ranker)))
         ranked = ranked_at(engine, world, visits)
         piece = measured(engine.store, ranked, chance, SHAPES["world"])
-        for name in (*ORDERS, UNBOUND):
+        for name in (*ORDERS, TRUTH, UNBOUND):
             if layer == model.config.state_layer or name in ("row ranker", "state alone"):
                 piece[f"{name}/value"] = world.page_value(visits, piece[f"{name}/page"])
         found |= _of_layer(piece, layer, layer == model.config.state_layer)
@@ -163,7 +164,9 @@ def paired(ours: np.ndarray, theirs: np.ndarray, cluster: np.ndarray) -> dict[st
 
 def summary(kind: str, pieces: dict[str, Piece]) -> dict[str, Any]:
     """What results/rows.json says of one data set, from the pieces of its seeds."""
-    names = [n for n in (*ORDERS, UNBOUND, "oracle", "random", "logging policy") if f"{n}/ndcg2d" in _any(pieces)]
+    names = [
+        n for n in (*ORDERS, TRUTH, UNBOUND, "oracle", "random", "logging policy") if f"{n}/ndcg2d" in _any(pieces)
+    ]
     measures = [m for m in ("ndcg2d", "recall", "value") if f"row ranker/{m}" in _any(pieces)]
 
     def joined(key: str) -> np.ndarray:
@@ -258,7 +261,9 @@ def markdown(found: dict[str, Any]) -> str:
         "Every order of rows has the same rows and the same titles, each title once per page; only what stands above "
         "what differs. NDCG2D and Recall count the one title that is wanted. Rules: the mean popularity of a row's "
         "titles, how many they are, their mean and their best score. State alone and titles alone: parts of the row "
-        "ranker; rows by themselves: it, without regard to what rows above show. Intervals: 95 %, paired, by member.",
+        "ranker; rows by themselves: it, without regard to what rows above show. Knowing the truth: rows by "
+        "the true chance of their first titles, the titles of a row in the model's order. Intervals: 95 %, paired, by "
+        "member.",
     ]
     for kind in ("movielens", "world"):
         if kind in found:
@@ -284,13 +289,14 @@ def _section(kind: str, of: dict[str, Any]) -> list[str]:
         values = [m["ndcg2d"], m["recall"], *([m["value"]] if world else []), m.get("row_auc")]
         lines.append(f"| {order} | {' | '.join('' if v is None else f'{v:.3f}' for v in values)} |")
     rule = of["best_rule"]["ndcg2d"]
-    ahead, own = of["ahead"][rule]["ndcg2d"], of["orders"]["row ranker"]["ndcg2d"]
+    ahead = of["ahead"][rule]["ndcg2d"]
+    free, true = (of["orders"][n]["ndcg2d"] / of["orders"][rule]["ndcg2d"] - 1 for n in (UNBOUND, TRUTH))
     verdict = "ahead of" if ahead["from"] > 0 else "behind" if ahead["to"] < 0 else "not clearly ahead of"
     text = (
         f"The row ranker is {verdict} rows by {rule}, the best of the four rules: {ahead['share']:+.1%} in NDCG2D "
-        f"({ahead['mean']:+.4f}, {ahead['from']:+.4f} to {ahead['to']:+.4f}). The best titles by score, placed without "
-        f"regard to rows, have {of['orders'][UNBOUND]['ndcg2d'] / own - 1:+.1%} against it: what an order of rows "
-        f"could still gain with these scores. Recall@m-by-4, row ranker and rows by {rule}: "
+        f"({ahead['mean']:+.4f}, {ahead['from']:+.4f} to {ahead['to']:+.4f}). Against the same rule, the best "
+        f"titles by score, placed without regard to rows, have {free:+.1%}, and rows in the order of the truth "
+        f"{true:+.1%}. Recall@m-by-4, row ranker and rows by {rule}: "
         + ", ".join(
             f"m = {m} {of['recall_by_rows']['row ranker'][m - 1]:.3f} and {of['recall_by_rows'][rule][m - 1]:.3f}"
             for m in (1, 2, 3, 5, 10)
@@ -342,13 +348,9 @@ def main(runs: Sequence[Path], worlds: Sequence[int], command: str) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        prog="python -m frontrow.benchmarks.rows",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--run", nargs="*", type=Path, default=default_runs())
-    parser.add_argument("--world", nargs="*", type=int, default=list(EVALUATION_SEEDS))
-    given = parser.parse_args()
-    asked = [*(["--run", *map(str, given.run)]), *(["--world", *map(str, given.world)])]
-    main(given.run, given.world, f"python -m frontrow.benchmarks.rows {' '.join(asked)}")
+    with command("rows", __doc__) as parser:
+        parser.add_argument("--run", nargs="*", type=Path, default=default_runs())
+        parser.add_argument("--world", nargs="*", type=seed_of, default=list(EVALUATION_SEEDS))
+        given = parser.parse_args()
+        asked = [*(["--run", *map(str, given.run)]), *(["--world", *map(str, given.world)])]
+        main(given.run, given.world, f"python -m frontrow.benchmarks.rows {' '.join(asked)}")

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import argparse
 import random
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.candidate_scoring import candidate_scoring
+from .command import command
 from .provenance import provenance, write_result
 
 MEMBERS, CANDIDATES, WIDTH, KEPT, ROUNDS = 64, 1000, 128, 100, 300
@@ -82,9 +82,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(
-        prog="python -m frontrow.benchmarks.scoring_cpu",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).parse_args()
-    main()
+    with command("scoring_cpu", __doc__) as parser:
+        parser.parse_args()
+        main()

@@ -31,6 +31,7 @@ from ..serving.homepage import CANDIDATES, HomepageEngine
 from ..serving.requests import PageRequest
 from ..serving.serve import default_instances
 from ..serving.store import Store
+from .command import command, positive
 from .open_loop import in_flight, serialized
 from .provenance import RESULTS, device, provenance, slug, write_result
 from .serve_compare import ROUNDS as COMPARE_ROUNDS
@@ -249,25 +250,25 @@ def main(given: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        prog="frontrow bench serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE", help="default: the newest in bundles/")
-    parser.add_argument("--mode", nargs="+", choices=get_args(Mode), help="default: all")
-    parser.add_argument("--concurrency", nargs="+", type=int, metavar="N", help="default: 1, 2, 4 … 256")
-    parser.add_argument(
-        "--rate", nargs="+", type=float, metavar="R", help="default: 0.5, 0.8, 0.95 of the most pages a second"
-    )
-    parser.add_argument("--rounds", type=int, metavar="N", help=f"default: {ROUNDS}; {COMPARE_ROUNDS} with --compare")
-    parser.add_argument("--seconds", type=float, help=f"of each load, about; default: {SECONDS:g}")
-    parser.add_argument(
-        "--instances", type=int, default=default_instances(), help="copies of the model; default: serve's"
-    )
-    parser.add_argument("--quick", action="store_true", help="a small load, in a minute; result file serve-…-quick")
-    parser.add_argument(
-        "--compare", nargs=2, type=Path, metavar=("A", "B"), help="two checkouts, or two bundles: is B slower?"
-    )
-    parser.add_argument(
-        "--threshold", type=float, default=THRESHOLD, help=f"with --compare: share of loss allowed; {THRESHOLD}"
-    )
-    sys.exit(main(parser.parse_args()))
+    with command("frontrow bench serve", __doc__) as parser:
+        parser.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE", help="default: the newest in bundles/")
+        parser.add_argument("--mode", nargs="+", choices=get_args(Mode), help="default: all")
+        parser.add_argument("--concurrency", nargs="+", type=int, metavar="N", help="default: 1, 2, 4 … 256")
+        parser.add_argument(
+            "--rate", nargs="+", type=float, metavar="R", help="default: 0.5, 0.8, 0.95 of the most pages a second"
+        )
+        parser.add_argument(
+            "--rounds", type=positive, metavar="N", help=f"default: {ROUNDS}; {COMPARE_ROUNDS} with --compare"
+        )
+        parser.add_argument("--seconds", type=float, help=f"of each load, about; default: {SECONDS:g}")
+        parser.add_argument(
+            "--instances", type=positive, default=default_instances(), help="copies of the model; default: serve's"
+        )
+        parser.add_argument("--quick", action="store_true", help="a small load, in a minute; result file serve-…-quick")
+        parser.add_argument(
+            "--compare", nargs=2, type=Path, metavar=("A", "B"), help="two checkouts, or two bundles: is B slower?"
+        )
+        parser.add_argument(
+            "--threshold", type=float, default=THRESHOLD, help=f"with --compare: share of loss allowed; {THRESHOLD}"
+        )
+        sys.exit(main(parser.parse_args()))

@@ -35,6 +35,7 @@ from ..foundation.bundle import Bundle, load_bundle
 from ..serving.homepage import CANDIDATES, HomepageEngine, Page
 from ..serving.requests import PageRequest
 from ..serving.store import Store
+from .command import command
 from .peers_running import OURS, OURS_ONCE, PEERS, Running, running
 from .provenance import RESULTS, provenance, write_result
 from .serve import in_process, write_csv
@@ -306,10 +307,9 @@ def main(given: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        prog="python -m frontrow.benchmarks.serve_peers", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
-    parser.add_argument("--quick", action="store_true", help="mixed requests alone, one short round; result …-quick")
-    main(parser.parse_args())
+    with command("serve_peers", __doc__) as parser:
+        parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+        parser.add_argument(
+            "--quick", action="store_true", help="mixed requests alone, one short round; result …-quick"
+        )
+        main(parser.parse_args())

@@ -11,7 +11,6 @@ balanced first (training/alignment.py); also over titles that the map was not fi
 
 from __future__ import annotations
 
-import argparse
 import copy
 import itertools
 from dataclasses import replace
@@ -34,6 +33,7 @@ from ..training.warm_start import warm_start
 from ..training.world import simulate
 from ..training.world_population import DAY, START
 from .cold_splits import CUT_DAY, WORLD, first_plays, world_schema
+from .command import command, positive, seed_of
 from .provenance import provenance, write_result
 
 RUNS = Path("runs/stability")
@@ -236,13 +236,9 @@ def main(seeds: list[int], epochs: int, warm_epochs: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        prog="python -m frontrow.benchmarks.stability",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--seed", nargs="+", type=int, default=list(SEEDS))
-    parser.add_argument("--epochs", type=int, default=TrainConfig().epochs)
-    parser.add_argument("--warm-epochs", type=int, default=4)
-    given = parser.parse_args()
-    main(given.seed, given.epochs, given.warm_epochs)
+    with command("stability", __doc__) as parser:
+        parser.add_argument("--seed", nargs="+", type=seed_of, default=list(SEEDS))
+        parser.add_argument("--epochs", type=positive, default=TrainConfig().epochs)
+        parser.add_argument("--warm-epochs", type=positive, default=4)
+        given = parser.parse_args()
+        main(given.seed, given.epochs, given.warm_epochs)

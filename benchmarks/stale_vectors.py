@@ -15,7 +15,6 @@ Shape letters: B members, T tokens, N titles, V visits, K events ahead.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -33,14 +32,15 @@ from ..foundation.heads import Heads
 from ..foundation.model import FoundationModel, ModelConfig
 from ..foundation.schema import ABSENT, FIRST, default_schema
 from ..training.data import Dataset, load_dataset, read_table, write_dataset
+from ..training.recipe import recipe, size_for
 from ..training.train import build_model, train
 from ..training.world import World
 from ..training.world_log import WorldConfig
 from ..training.world_population import DAY, Visits
 from .ablation_variants import of_kind
+from .command import command, seed_of
 from .paired import gain
 from .provenance import provenance, write_result
-from .reproduce import recipe
 from .world_model import CONFIG, EPOCHS, EVALUATION_SEEDS, world_of
 
 RUNS = Path("runs/stale-vectors")
@@ -117,7 +117,7 @@ def datasets(world: World, folder: Path) -> tuple[Dataset, Dataset]:
 
 def trained_model(data: Dataset, half_life_hours: float, epochs: int, run_dir: Path) -> FoundationModel:
     """The recipe with that loss, after its last epoch: the validation item, often the title just played, picks none."""
-    _, config = recipe(data.schema, len(data.events.ids))
+    _, config = recipe(data.schema, size_for(len(data.events.ids)))
     times = data.events.timestamp.astype(np.int32)[:, None]
     timed = Encoded(np.concatenate([data.events.ids, times], 1), data.events.timestamp, data.events.offsets)
     config = replace(config, epochs=epochs, patience=epochs)
@@ -312,12 +312,10 @@ def main(seeds: Sequence[int], small: bool) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        prog="python -m frontrow.benchmarks.stale_vectors",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--seed", nargs="+", type=int, default=list(EVALUATION_SEEDS))
-    parser.add_argument("--small", action="store_true", help="a small world, to try out; result in runs/stale-vectors")
-    given = parser.parse_args()
-    main(given.seed, given.small)
+    with command("stale_vectors", __doc__) as parser:
+        parser.add_argument("--seed", nargs="+", type=seed_of, default=list(EVALUATION_SEEDS))
+        parser.add_argument(
+            "--small", action="store_true", help="a small world, to try out; result in runs/stale-vectors"
+        )
+        given = parser.parse_args()
+        main(given.seed, given.small)

@@ -16,7 +16,6 @@ Shape letters: B members or searches, N titles, K candidates.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Callable
@@ -37,6 +36,7 @@ from ..training.evaluate import model_scorer
 from ..training.runs import load_run
 from ..training.world import World
 from ..training.world_population import DAY, DEVICES, LOCALES
+from .command import command, seed_of
 from .provenance import RESULTS, provenance, write_result
 from .world_model import EVALUATION_SEEDS, trained_on, world_of
 
@@ -356,15 +356,13 @@ def main(parts: list[str], seeds: list[int], run: Path) -> None:
 
 if __name__ == "__main__":
     PARTS = ("search", "more_like_this", "time")
-    parser = argparse.ArgumentParser(
-        prog="python -m frontrow.benchmarks.surfaces",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("parts", nargs="*", help=f"some of {', '.join(PARTS)}; default: all")
-    parser.add_argument("--seed", nargs="+", type=int, default=list(EVALUATION_SEEDS), help="worlds to search in")
-    parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="of MovieLens-100K, finished")
-    given = parser.parse_args()
-    if strange := sorted(set(given.parts) - set(PARTS)):
-        parser.error(f"no part {strange[0]!r}; give some of {', '.join(PARTS)}")
-    main(given.parts or list(PARTS), given.seed, given.run)
+    with command("surfaces", __doc__) as parser:
+        parser.add_argument("parts", nargs="*", help=f"some of {', '.join(PARTS)}; default: all")
+        parser.add_argument(
+            "--seed", nargs="+", type=seed_of, default=list(EVALUATION_SEEDS), help="worlds to search in"
+        )
+        parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="of MovieLens-100K, finished")
+        given = parser.parse_args()
+        if strange := sorted(set(given.parts) - set(PARTS)):
+            parser.error(f"no part {strange[0]!r}; give some of {', '.join(PARTS)}")
+        main(given.parts or list(PARTS), given.seed, given.run)

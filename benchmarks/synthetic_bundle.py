@@ -11,7 +11,6 @@ Shape letters: N titles, B members, G genres, C encoded columns.
 
 from __future__ import annotations
 
-import argparse
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +34,7 @@ from ..serving.store import Store
 from ..training.baselines import NEIGHBOURS
 from ..training.data import Dataset, fit_vocabularies
 from ..training.export import INDEX, LIKED_ACTIONS, USER_USER_KEPT, default_rows
+from .command import command, positive, seed_of
 
 HISTORY = 200
 GENRES = (
@@ -206,17 +206,15 @@ def synthetic_bundle(folder: Path, titles: int = 100_000, members: int = 2_000, 
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        prog="python -m frontrow.benchmarks.synthetic_bundle",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="of numbered bundles; the next number is written")
-    parser.add_argument("--titles", type=int, default=100_000)
-    parser.add_argument("--members", type=int, default=2_000)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    started = time.monotonic()
-    written = synthetic_bundle(given.folder, given.titles, given.members, given.seed)
-    size = sum(file.stat().st_size for file in written.iterdir())
-    print(f"{written}: {size / 1e6:.0f} MB, written in {time.monotonic() - started:.0f} s")
+    with command("synthetic_bundle", __doc__) as parser:
+        parser.add_argument(
+            "folder", type=Path, metavar="FOLDER", help="of numbered bundles; the next number is written"
+        )
+        parser.add_argument("--titles", type=positive, default=100_000)
+        parser.add_argument("--members", type=positive, default=2_000)
+        parser.add_argument("--seed", type=seed_of, default=0)
+        given = parser.parse_args()
+        started = time.monotonic()
+        written = synthetic_bundle(given.folder, given.titles, given.members, given.seed)
+        size = sum(file.stat().st_size for file in written.iterdir())
+        print(f"{written}: {size / 1e6:.0f} MB, written in {time.monotonic() - started:.0f} s")

@@ -24,6 +24,7 @@ from ..training.data import load_dataset
 from ..training.movielens import fetch_movielens_100k
 from ..training.runs import read_metrics
 from ..training.train import TrainConfig, train
+from .command import command, positive
 from .provenance import provenance, write_result
 
 ROUNDS = 3
@@ -96,17 +97,13 @@ def main(processes: list[int], d_model: int, batch_tokens: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        prog="python -m frontrow.benchmarks.training_speed",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--d-model", type=int, default=TrainConfig().model.d_model)
-    parser.add_argument("--batch-tokens", type=int, default=TrainConfig().batch_tokens)
-    parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)  # what each process is started with
-    given = parser.parse_args()
-    if given.run:
-        one_epoch(given.run, given.d_model, given.batch_tokens)
-    else:
-        main(given.processes, given.d_model, given.batch_tokens)
+    with command("training_speed", __doc__) as parser:
+        parser.add_argument("--processes", nargs="+", type=positive, default=[1, 2])
+        parser.add_argument("--d-model", type=positive, default=TrainConfig().model.d_model)
+        parser.add_argument("--batch-tokens", type=positive, default=TrainConfig().batch_tokens)
+        parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)  # what each process is started with
+        given = parser.parse_args()
+        if given.run:
+            one_epoch(given.run, given.d_model, given.batch_tokens)
+        else:
+            main(given.processes, given.d_model, given.batch_tokens)

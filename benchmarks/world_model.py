@@ -18,12 +18,13 @@ from typing import Any
 from ..foundation.model import FoundationModel
 from ..foundation.schema import default_schema
 from ..training.data import Dataset, load_dataset
+from ..training.recipe import recipe, size_for
 from ..training.runs import differences, load_run, train_run
 from ..training.train import Progress
 from ..training.world import World, simulate
 from ..training.world_log import WorldConfig
+from .command import command
 from .provenance import provenance, write_result
-from .reproduce import recipe
 
 RUNS = Path("runs/world")
 EVALUATION_SEEDS = (101, 102, 103)
@@ -46,7 +47,7 @@ def trained_on(
     folder = RUNS / f"seed-{world.config.seed}"
     world.write(folder / "data")
     data = load_dataset(folder / "data", default_schema())
-    _, config = recipe(data.schema, len(data.events.ids))
+    _, config = recipe(data.schema, size_for(len(data.events.ids)))
     config = replace(config, epochs=epochs)
     if (folder / "run" / "run.json").is_file() and differences(folder / "run", data, config):
         shutil.rmtree(folder / "run")
@@ -78,4 +79,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with command("world_model", __doc__) as parser:
+        parser.parse_args()
+        main()

@@ -86,6 +86,16 @@ class DataSet(StrEnum):
     MOVIELENS_100K = "movielens-100k"
 
 
+class Size(StrEnum):
+    """The recipe's one dial (training/recipe.py)."""
+
+    SMALL = "small"
+    LARGE = "large"
+
+
+RecipeSize = Annotated[Size | None, typer.Option("--size", help="Of the recipe; default: large from 500,000 events.")]
+
+
 @app.command()
 def data(
     name: Annotated[DataSet, typer.Argument(help="Which data set.")],
@@ -121,9 +131,10 @@ def train(
     data: DataFolder = DATA,
     run: RunFolder = RUNS / "latest",
     epochs: Epochs = None,
+    size: RecipeSize = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of everything random.")] = 0,
     schema: Annotated[
-        Path | None, typer.Option(help="JSON file that declares other fields than docs/schema.json, the default.")
+        Path | None, typer.Option(help="JSON file with fields, and their widths, other than docs/schema.json's.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run.")] = False,
@@ -137,16 +148,19 @@ def train(
     Runs on several processes, and GPUs, under torchrun (see the README).
     """
     from ..foundation.schema import Schema, default_schema
-    from ..training.data import load_dataset
+    from ..training.data import event_count, load_dataset
+    from ..training.recipe import recipe, size_for
     from ..training.runs import best_epoch, read_earlier, train_run
     from ..training.train import is_first_process
 
     console.quiet = others = not is_first_process()  # an error is told by all: the first to exit ends the others
-    config, fields = train_config(epochs, seed), default_schema()
+    declared = Schema.load(schema) if schema else None
+    fields, config = recipe(declared or default_schema(), size.value if size else size_for(event_count(data)))
     if begin_from:
         earlier = read_earlier(begin_from)
         config, fields = replace(config, model=earlier.config), earlier.schema
-    dataset = load_dataset(data, Schema.load(schema) if schema else fields)
+    config = replace(config, seed=seed, epochs=epochs or config.epochs)
+    dataset = load_dataset(data, declared or fields)
     if not as_json:
         console.print(f"{data}: {show.counts(dataset.counts)}", soft_wrap=True, highlight=False)
     last: dict[str, Any] = {"epoch": -1, "losses": {}, "validation": {}}
@@ -167,13 +181,6 @@ def train(
         done = "trained" if last["epoch"] >= 0 else "is trained already"
         text = f"{run} {done}: best weights of epoch {best['epoch']:.0f}, {show.metrics(best)}; metrics.csv, curves.png"
         console.print(text, soft_wrap=True, highlight=False)
-
-
-def train_config(epochs: int | None, seed: int) -> Any:
-    """The settings of a run; as many epochs as usual for None."""
-    from ..training.train import TrainConfig
-
-    return TrainConfig(seed=seed) if epochs is None else TrainConfig(seed=seed, epochs=epochs)
 
 
 def _find_run(run: Path | None) -> Path:
@@ -331,6 +338,7 @@ def reproduce(
     titles: Annotated[Path | None, typer.Option(help="With it: title and perhaps name, year, genres.")] = None,
     seed: Annotated[list[int] | None, typer.Option(min=0, help="Repeat for several; default: those published.")] = None,
     epochs: Epochs = None,
+    size: RecipeSize = None,
     as_json: Json = False,
 ) -> None:
     """Measure how well titles are ranked on a data set.
@@ -339,7 +347,7 @@ def reproduce(
     """
     from .reproduce import run_reproduce
 
-    run_reproduce(name, source, interactions, titles, seed, epochs, as_json)
+    run_reproduce(name, source, interactions, titles, seed, epochs, size.value if size else None, as_json)
 
 
 class Benchmark(StrEnum):

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from ..foundation.bundle import BundleError, newest_bundle, read_manifest
@@ -13,9 +14,10 @@ from ..foundation.schema import default_schema
 from ..serving.serve import serve_bundle
 from ..training.data import load_dataset, recent_events
 from ..training.movielens import WHEEL, fetch_movielens_100k
+from ..training.recipe import recipe
 from ..training.runs import can_resume, is_finished, train_run, weights_fingerprint
 from . import show
-from .cli import BUNDLES, DATA, console, errors, evaluate, export, train_config
+from .cli import BUNDLES, DATA, console, errors, evaluate, export
 from .client import HomepageClient
 
 
@@ -23,7 +25,8 @@ def run_demo(
     member: int, epochs: int | None, run: Path, bundles: Path, *, grpc_port: int, http_port: int, metrics_port: int
 ) -> None:
     """A second run reuses what is there. Leaves no process behind."""
-    config = train_config(epochs, seed=0)
+    _, config = recipe(default_schema(), "small")
+    config = config if epochs is None else replace(config, epochs=epochs)
     with _stage("data"):
         with show.waiting(errors, f"MovieLens-100K, from the {WHEEL} wheel unless it is in {DATA} already"):
             fetch_movielens_100k(DATA)

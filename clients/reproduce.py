@@ -9,11 +9,10 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
-from ..benchmarks.reproduce import SEEDS, prepare, recipe, reproduce
-from ..training.data import load_dataset
+from ..benchmarks.reproduce import SEEDS, prepare, reproduce
+from ..training.data import event_count, load_dataset
 from ..training.interactions import read_interactions
+from ..training.recipe import Size, recipe, size_for
 from ..training.train import Progress
 from . import show
 from .cli import console, errors, print_json
@@ -26,6 +25,7 @@ def run_reproduce(
     titles: Path | None,
     seeds: list[int] | None,
     epochs: int | None,
+    size: Size | None,
     as_json: bool,
 ) -> None:
     """Trains, prints and writes. Raises ValueError for what does not go together."""
@@ -36,7 +36,7 @@ def run_reproduce(
     given = read_interactions(interactions, titles) if interactions else None
     name = name or (interactions.stem if interactions else "")
     folder, schema, order = prepare(name, source, given)
-    schema, config = recipe(schema, pq.read_metadata(folder / "events.parquet").num_rows)
+    schema, config = recipe(schema, size or size_for(event_count(folder)))
     data = load_dataset(folder, schema)
     config = config if epochs is None else replace(config, epochs=epochs)
 

@@ -145,6 +145,16 @@ def reproduction(console: Console, result: Mapping[str, Any]) -> None:
     lines = {f"seed {run['seed']}, epoch {run['epoch']}": run for run in result["seeds"]}
     lines |= {"model": result["mean"]} | result["baselines"]
     _ranking(console, f"{result['dataset']}; test items, full catalogue", lines)
+    if 0 < result["asked_again"] < result["members"]:
+        first = (
+            f"{_RANKED_BY.get(name, name)} {m['hr@10_first_time']:.4f} / {m['ndcg@10_first_time']:.4f}"
+            for name, m in ({"model": result["mean"]} | result["baselines"]).items()
+        )
+        console.print(
+            f"{result['asked_again']:,} of the {result['members']:,} test items had been seen before by their members, "
+            f"and stand out. HR@10 / NDCG@10 of the others: {', '.join(first)}",
+            soft_wrap=True, highlight=False,
+        )  # fmt: skip
 
 
 def _ranking(console: Console, title: str, lines: Mapping[str, Mapping[str, float]]) -> None:

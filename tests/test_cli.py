@@ -168,6 +168,7 @@ def test_export_takes_a_row_that_a_user_added(demo: tuple[Path, subprocess.Compl
         (["homepage", "--member", "1", "--context", "{"], "--context is not JSON"),
         (["homepage", "--history", "absent.json"], "frontrow: absent.json: No such file or directory"),
         (["train", "--data", "nowhere"], "nowhere/events.parquet is missing"),
+        (["train", "--data", "nowhere", "--size", "small"], "nowhere/events.parquet is missing"),
         (["evaluate", "--run", "nowhere"], "nowhere is not a training run: it has no run.json"),
         (["evaluate"], "no training run in runs/"),
         (["export", "--run", "nowhere"], "nowhere is not a training run"),

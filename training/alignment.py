@@ -102,10 +102,15 @@ def _triangle(vectors: np.ndarray) -> np.ndarray:
 
 def maps(new: Space, reference: Space) -> tuple[np.ndarray, np.ndarray]:
     """(P, Q) float64 [D, D] with P Qᵀ = 1 that bring the new members and titles into the reference's space. Raises
-    ValueError for other widths, or for fewer titles in both than the vectors are wide."""
+    ValueError for other widths, values that are not finite, or fewer titles in both than the vectors are wide."""
     widths = new.titles.shape[1], reference.titles.shape[1]
     if widths[0] != widths[1]:
         raise ValueError(f"title vectors are {widths[0]} wide and the reference's {widths[1]}: no rotation joins them")
+    for space, whose in ((new, "the new"), (reference, "the reference's")):
+        if not (space.titles.isfinite().all() and space.members.isfinite().all()):
+            raise ValueError(
+                f"{whose} vectors have values that are not finite; train again, or align to another bundle"
+            )
     _, ours, theirs = np.intersect1d(new.title_ids, reference.title_ids, return_indices=True)
     if len(ours) < widths[0]:
         raise ValueError(f"only {len(ours)} titles are in the reference too; {widths[0]} or more fix a rotation")

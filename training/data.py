@@ -93,14 +93,19 @@ def write_dataset(folder: Path, events: pa.Table, titles: pa.Table) -> None:
         scratch.replace(folder / name)
 
 
-def read_table(file: Path) -> pa.Table:
-    """One of the two files. Raises DataError if it is missing or damaged."""
+def read_table(file: Path, columns: list[str] | None = None) -> pa.Table:
+    """One of the two files, all of its columns for None. Raises DataError if it is missing or damaged."""
     if not file.is_file():
         raise DataError(f"{file} is missing; it has {FILES[file.name]}")
     try:
-        return pq.read_table(file)
+        return pq.read_table(file, columns=columns)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file} cannot be read ({error}); delete it and make it again") from error
+
+
+def event_count(folder: Path) -> int:
+    """How many events a data set has, without reading them. Raises DataError as `read_table` does."""
+    return read_table(folder / "events.parquet", []).num_rows
 
 
 def load_dataset(folder: Path, schema: Schema) -> Dataset:

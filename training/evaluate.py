@@ -77,6 +77,14 @@ def _ranks(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return np.where(targets < 0, scores.shape[1], ranks)
 
 
+def asked_again(data: Dataset, part: Part, members: np.ndarray) -> np.ndarray:
+    """bool [B]: whether the member had seen the held-out title before; it stays among the ranked ones."""
+    index, targets = data.title_indices(), target_positions(data, members, part)
+    starts = data.events.offsets[members]
+    again = [index[t] >= 0 and bool((index[a:t] == index[t]).any()) for a, t in zip(starts, targets, strict=True)]
+    return np.array(again, bool)
+
+
 def ranking_metrics(ranks: np.ndarray) -> dict[str, float]:
     """HR@10, NDCG@10 (one relevant title) and MRR (over the full ranking) of ranks int64 [B]."""
     hit = ranks < CUTOFF
@@ -90,28 +98,38 @@ def ranking_metrics(ranks: np.ndarray) -> dict[str, float]:
 def evaluate_scorer(score: Scorer, data: Dataset, part: Part) -> dict[str, float]:
     """Ranking metrics and, of the 10 titles shown to each member: coverage (share of the catalogue shown to anyone),
     novelty (mean −log2 of a title's share of training events) and popularity bias (mean popularity rank of what was
-    played minus that of what is shown, as a share of the catalogue; above 0: shown titles are more popular)."""
+    played minus that of what is shown, as a share of the catalogue; above 0: shown titles are more popular).
+
+    Where some of the held-out titles had been seen before, `…_first_time` are the metrics of the others: a title seen
+    before stands out, as all other such titles are filtered."""
     index = data.title_indices()
     used = index[training_events(data) & (index >= 0)]
     plays = np.bincount(used, minlength=len(data.titles))
     popularity_rank = np.empty(len(plays))
     popularity_rank[np.lexsort((np.arange(len(plays)), -plays))] = np.arange(len(plays))
-    ranks, shown, targets = [], [], []
+    ranks, shown, targets, again = [], [], [], []
     for members in chunks(data):
         scores, target = score_unseen(score, data, part, members)
         ranks.append(_ranks(scores, target))
         targets.append(target)
+        again.append(asked_again(data, part, members))
         shown.append(np.argsort(-scores, axis=1, kind="stable")[:, :CUTOFF])
     top, played = np.concatenate(shown), np.concatenate(targets)
     played = played[played >= 0]
     share = (plays + 1) / (plays.sum() + len(plays))
-    return ranking_metrics(np.concatenate(ranks)) | {
-        "coverage": float(len(np.unique(top)) / len(plays)),
-        "popularity_rank_shown": float(popularity_rank[top].mean()),
-        "popularity_rank_played": float(popularity_rank[played].mean()),
-        "popularity_bias": float((popularity_rank[played].mean() - popularity_rank[top].mean()) / len(plays)),
-        "novelty_bits": float(-np.log2(share[top]).mean()),
-    }
+    place, known = np.concatenate(ranks), np.concatenate(again)
+    first = ranking_metrics(place[~known]) if known.any() and not known.all() else {}
+    return (
+        ranking_metrics(place)
+        | {f"{name}_first_time": value for name, value in first.items()}
+        | {
+            "coverage": float(len(np.unique(top)) / len(plays)),
+            "popularity_rank_shown": float(popularity_rank[top].mean()),
+            "popularity_rank_played": float(popularity_rank[played].mean()),
+            "popularity_bias": float((popularity_rank[played].mean() - popularity_rank[top].mean()) / len(plays)),
+            "novelty_bits": float(-np.log2(share[top]).mean()),
+        }
+    )
 
 
 def evaluate(model: FoundationModel, data: Dataset, part: Part = "test") -> dict[str, Any]:

@@ -22,6 +22,7 @@ from .data import DataError, write_dataset
 
 COLUMNS = ("member", "title", "timestamp", "rating")  # of a file of interactions; the last two may be left out
 METADATA = ("title", "name", "year", "genres")  # of a file of titles; all but the first may be left out
+MOST_GRADES = 101  # 0 to 100
 _OF_TIME = ("hour", "weekday", "gap")
 _NEVER = ("entity_type", "duration", "device", "canvas", "locale")  # fields that interactions have not
 
@@ -173,6 +174,11 @@ def _ratings(file: Path, table: pa.Table) -> np.ndarray | None:
     ratings = column.to_numpy().astype(np.float64)
     if not np.isfinite(ratings).all():
         raise DataError(f"{file}: column 'rating' has {ratings[~np.isfinite(ratings)][0]}; give finite numbers")
+    if (grades := len(np.unique(ratings))) > MOST_GRADES:
+        raise DataError(
+            f"{file}: column 'rating' has {grades:,} different values, and each is an action type; round them to at "
+            f"most {MOST_GRADES} grades, or leave the column out"
+        )
     return ratings
 
 

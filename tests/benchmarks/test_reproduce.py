@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from frontrow.benchmarks.reproduce import asked_again
 from frontrow.clients.cli import main
 from frontrow.training.batches import evaluated_members
 from frontrow.training.data import Dataset
+from frontrow.training.evaluate import asked_again, evaluate_scorer, ranking_metrics, ranks_by
 
 
 def reproduce(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -63,14 +63,25 @@ def test_another_run_of_that_name_is_not_gone_on_with(
     with pytest.raises(SystemExit):
         main()
     said = "".join(capsys.readouterr().err.split("\n"))
-    assert "seed-0 is there already, and the data is not what elsewhere was" in said
-    assert "; remove it, or give another name" in said
+    assert "seed-0 was trained on other data of that name; remove it, or give another name" in said
+    assert not (folder / "data/interactions/older").exists(), "the data of the older run is not replaced"
 
 
 def test_titles_asked_for_again_are_counted(tiny_data: Dataset) -> None:
-    targets = [tiny_data.events.member(m).ids[:, 1].tolist() for m in evaluated_members(tiny_data).tolist()]
+    members = evaluated_members(tiny_data)
+    targets = [tiny_data.events.member(m).ids[:, 1].tolist() for m in members.tolist()]
     assert tiny_data.schema.spans["entity_id"] == (1, 2)
-    assert 0 < asked_again(tiny_data) == sum(titles[-1] in titles[:-1] for titles in targets) < len(targets)
+    again = [titles[-1] in titles[:-1] for titles in targets]
+    assert asked_again(tiny_data, "test", members).tolist() == again
+    assert 0 < sum(again) < len(again)
+
+    def score(members: np.ndarray) -> np.ndarray:
+        return np.tile(np.arange(len(tiny_data.titles)), (len(members), 1)).astype(np.float32)
+
+    found = evaluate_scorer(score, tiny_data, "test")
+    first = ranking_metrics(ranks_by(score, tiny_data, "test")[~np.array(again)])
+    assert {k: found[f"{k}_first_time"] for k in first} == first
+    assert found["mrr"] != first["mrr"]
 
 
 @pytest.mark.parametrize(
@@ -97,3 +108,25 @@ def test_what_does_not_go_together_is_one_clear_line(
     assert stopped.value.code == 1
     assert words in said
     assert len(said.splitlines()) == 1
+
+
+def test_plays_of_titles_seen_before_are_said_and_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(1)
+    lines = [f"{m},{t}" for m in range(40) for t in rng.integers(0, 12, 12)]
+    (tmp_path / "songs.csv").write_text("\n".join(["member,title", *lines]) + "\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        sys, "argv", ["frontrow", "reproduce", "--interactions", "songs.csv", "--epochs", "1", "--size", "large"]
+    )
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 0
+    result = json.loads((tmp_path / "runs/reproduce/songs/result.json").read_text())
+    assert 0 < result["asked_again"] < 40
+    assert f"{result['asked_again']} of the 40 test items had been seen before" in capsys.readouterr().out
+    assert {"hr@10_first_time", "ndcg@10_first_time"} < result["mean"].keys() & result["baselines"]["popularity"].keys()
+    run = json.loads((tmp_path / "runs/reproduce/songs/seed-0/run.json").read_text())
+    assert [f["width"] for f in run["schema"]["fields"] if f["kind"] == "id"] == [128]
+    assert run["config"]["batch_tokens"] == 8000

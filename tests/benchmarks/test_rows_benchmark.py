@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from frontrow.benchmarks import rows as bench
 from frontrow.benchmarks.page_optimum import best_value, greedy_value, random_case, shortfalls
-from frontrow.benchmarks.row_orders import ORDERS, RULES, UNBOUND, pages_of, worths
+from frontrow.benchmarks.row_orders import ORDERS, RULES, TRUTH, UNBOUND, pages_of, worths
 from frontrow.benchmarks.world_visits import chosen_freely, visits_after, world_rows
 from frontrow.serving.homepage import HomepageEngine, Ranked
 from frontrow.serving.requests import PageRequest, Prepared
@@ -33,7 +33,7 @@ def ranked(store: Store) -> list[Ranked]:
 
 
 def test_the_row_ranker_among_the_orders_is_the_page_that_is_served(store: Store, ranked: list[Ranked]) -> None:
-    pages, scores = pages_of(store, ranked, 10, 8)
+    pages, scores = pages_of(store, ranked, np.zeros((len(ranked), len(store.bundle.titles))), 10, 8)
     engine = HomepageEngine(store)
     for p, one in enumerate(engine.pages([PageRequest(int(m)) for m in store.bundle.member_ids[:6]], 1.8e9)):
         assert not isinstance(one, ValueError)
@@ -42,12 +42,12 @@ def test_the_row_ranker_among_the_orders_is_the_page_that_is_served(store: Store
         np.testing.assert_array_equal(shown[: len(one.title_ids)], one.title_ids)
         assert np.isfinite(scores[p][filled]).all()
         np.testing.assert_allclose(np.diff(scores[p][0]), np.diff(one.title_scores[0]), atol=1e-4)
-    assert set(pages) == {*ORDERS, UNBOUND}
+    assert set(pages) == {*ORDERS, TRUTH, UNBOUND}
 
 
 def test_rules_say_of_a_row_what_their_names_say(store: Store, ranked: list[Ranked]) -> None:
     one = ranked[0]
-    found = worths(store, one)
+    found = worths(store, one, np.zeros(len(store.bundle.titles)))
     for r, places in enumerate(map(np.flatnonzero, one.eligible)):
         if not len(places):
             assert all(found[rule].base[r] <= 0 for rule in RULES)
@@ -127,9 +127,10 @@ def test_the_text_is_made_of_the_result_alone(store: Store, ranked: list[Ranked]
     wanted = relevance_of(piece["row ranker/page"], chance)
     assert piece["row ranker/recall"] == pytest.approx(wanted[:, :3, :4].sum((1, 2)))
     assert piece["row ranker/sweep"][2] == pytest.approx(piece["row ranker/recall"].mean())
+    assert piece["knowing the truth/recall"].mean() > max(piece[f"{name}/recall"].mean() for name in ORDERS)
     kept = {"member": np.arange(len(ranked))} | bench._of_layer(piece, 1, True) | bench._of_layer(piece, 0, False)
     world = dict(kept)
-    for name in (*ORDERS, UNBOUND, "oracle"):
+    for name in (*ORDERS, TRUTH, UNBOUND, "oracle"):
         world[f"{name}/value"] = rng.random(len(ranked))
     for name in ("ndcg2d", "recall"):
         world[f"oracle/{name}"] = rng.random(len(ranked))

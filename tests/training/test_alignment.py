@@ -139,6 +139,13 @@ def test_too_few_common_titles_are_refused(kept: int) -> None:
         maps(replace(reference, title_ids=np.sort(strangers)), reference)
 
 
+def test_vectors_that_are_not_finite_are_refused() -> None:
+    broken = random_space()
+    broken.members[3, 1] = torch.nan
+    with pytest.raises(ValueError, match="the reference's vectors have values that are not finite"):
+        maps(random_space(), broken)
+
+
 def test_another_width_is_refused() -> None:
     with pytest.raises(ValueError, match="24 wide and the reference's 16"):
         maps(random_space(), random_space(width=16))

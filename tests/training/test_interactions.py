@@ -60,6 +60,10 @@ def test_ids_that_int64_does_not_hold_are_named(tmp_path: Path) -> None:
         ("member,title\n1.5,2\n", "column 'member' has type double; give integers or texts"),
         ("member,title,rating\n1,2,good\n", "column 'rating' has type string"),
         ("member,title,rating\n1,2,inf\n", "column 'rating' has inf; give finite numbers"),
+        (
+            "member,title,rating\n" + "".join(f"1,2,{i / 7}\n" for i in range(102)),
+            "column 'rating' has 102 different values, and each is an action type; round them to at most 101 grades",
+        ),
         ("member,title,when\n1,2,3\n", "has no column 'timestamp', and 'when', which nobody reads"),
         ("member,title\n", "has no lines"),
         ("member,title,title\n1,2,3\n", "has several columns 'title'; give one"),
