@@ -289,9 +289,9 @@ class Averaged(FoundationModel):
         for mean, p in zip(self.average, self.parameters(), strict=True):
             mean.lerp_(p, 1 - self.decay)
 
-    def forward(self, tokens: Tensor, offsets: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def forward(self, tokens: Tensor, offsets: Tensor, targets: Tensor, times: Tensor) -> dict[str, Tensor]:
         self.follow()
-        return super().forward(tokens, offsets, targets)
+        return super().forward(tokens, offsets, targets, times)
 
     def put(self, values: list[Tensor]) -> None:
         for p, value in zip(self.parameters(), values, strict=True):
@@ -330,6 +330,8 @@ VARIANTS = (
     Variant("no-genres", "metadata", "genres not in events", without("genres")),
     Variant("genres-read", "metadata", "genres not predicted", weighted(0.0, "genres")),
     Variant("no-metadata", "metadata", "no metadata at all", without_metadata),
+    Variant("ahead-1h", "titles ahead", "next 16, half-life 1 h", config=model_config(half_life_hours=1.0)),
+    Variant("ahead-24h", "titles ahead", "next 16, half-life 24 h", config=model_config(half_life_hours=24.0)),
     Variant("all-layers", "layers", "learnt mix of all layers", build=all_layers),
     Variant("dropout-0.1", "dropout", "dropout 0.1", config=model_config(dropout=0.1)),
     Variant("dropout-0.2", "dropout", "dropout 0.2", config=model_config(dropout=0.2)),

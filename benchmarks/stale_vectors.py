@@ -7,10 +7,9 @@ as they were 0, 24 or 48 hours before, by what a batch job would have computed, 
 takes its own time for that of the request, so that the model knows how long ago the last event was. Ranked
 are the titles that are out, available and not played before the visit; right is the first such title that was played in
 it. Value is the true chance of an enjoyed play from a list of the best ten.
-Multi-token prediction: the title loss is −Σ wᵢ log p(yᵢ) / Σ wᵢ over the next AHEAD events, wᵢ = 2^(−(tᵢ − t) / half
-life), of one head, at no cost in serving ("Towards Generalizable and Efficient Large-Scale Generative Recommenders",
-2026).
-Shape letters: B members, T tokens, N titles, V visits, K events ahead.
+Multi-token prediction: `half_life_hours` of the model's settings. The title loss is −Σ wᵢ log p(yᵢ) / Σ wᵢ over the
+next 16 events, wᵢ = 2^(−(tᵢ − t) / half life), of one head, at no cost in serving.
+Shape letters: T events, N titles, V visits.
 """
 
 from __future__ import annotations
@@ -25,19 +24,17 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pyarrow.compute as pc
 import torch
-from torch import Tensor
 
-from ..foundation.encoding import Encoded, bucket, offset_tokens
-from ..foundation.heads import Heads
-from ..foundation.model import FoundationModel, ModelConfig
-from ..foundation.schema import ABSENT, FIRST, default_schema
+from ..foundation.encoding import bucket, offset_tokens
+from ..foundation.heads import AHEAD
+from ..foundation.model import FoundationModel
+from ..foundation.schema import ABSENT, default_schema
 from ..training.data import Dataset, load_dataset, read_table, write_dataset
 from ..training.recipe import recipe, size_for
-from ..training.train import build_model, train
+from ..training.train import train
 from ..training.world import World
 from ..training.world_log import WorldConfig
 from ..training.world_population import DAY, Visits
-from .ablation_variants import of_kind
 from .command import command, seed_of
 from .paired import gain
 from .provenance import provenance, write_result
@@ -48,59 +45,10 @@ SMALL = WorldConfig(members=800, titles=800, days=40)
 HELD_OUT_DAYS = 10  # the last ones: nothing of them is trained on
 STALE_HOURS = (0, 24, 48)
 HALF_LIVES = {"next event": 0.0, "half-life 1 h": 1.0, "half-life 24 h": 24.0}  # 0: the next event alone
-AHEAD = 16
 VISITS, LIST = 4000, 10
 _CHUNK = 256
 
 Told = Literal["nothing", "gap", "request"]
-
-
-class LookaheadHeads(Heads):
-    """Heads whose title loss is over `titles` int64 [T, K] (negative for none) with `weights` float32 [T, K]."""
-
-    titles: Tensor
-    weights: Tensor
-
-    def title_loss(self, member_vectors: Tensor, title_vectors: Tensor, title: Tensor) -> Tensor:
-        likely = (member_vectors @ title_vectors.T).float().log_softmax(1)
-        weights = self.weights * (self.titles >= 0)
-        return -(weights * likely.gather(1, self.titles.clamp(min=0))).sum() / weights.sum().clamp(min=1e-9)
-
-
-class Lookahead(FoundationModel):
-    """Trained on targets that have each event's time, in seconds, as a last column more."""
-
-    half_life_hours = 0.0
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        schema, sizes = arguments[0], arguments[2]
-        self.heads: LookaheadHeads = LookaheadHeads(schema, sizes, self.config.d_model, schema.id_field.width)
-
-    def losses(self, tokens: Tensor, offsets: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        id_column = self.schema.spans[self.schema.id_field.name][0]
-        self.heads.titles, self.heads.weights = ahead(
-            targets[:, id_column].long() - FIRST, targets[:, -1], offsets, self.half_life_hours
-        )
-        return super().losses(tokens, offsets, targets)
-
-
-def ahead(title: Tensor, time: Tensor, offsets: Tensor, half_life_hours: float) -> tuple[Tensor, Tensor]:
-    """title int64 [T] and time int [T] of ragged histories → (titles int64 [T, K], −1 past the end, weights float32
-    [T, K]): of each token's target and of the K − 1 events after it, which weigh less the later they are."""
-    every = torch.arange(len(title), device=title.device)
-    place = every[:, None] + every.new_tensor(range(AHEAD))
-    there = place < torch.repeat_interleave(offsets[1:], offsets.diff())[:, None]
-    place = place.clamp(max=len(title) - 1)
-    hours = (time[place] - time[:, None]).double() / 3600
-    weights = torch.where(there, torch.exp2(-hours / half_life_hours), 0.0)
-    return torch.where(there, title[place], -1), weights.float()
-
-
-def builder(half_life_hours: float) -> Callable[[Dataset, ModelConfig], FoundationModel]:
-    if not half_life_hours:
-        return build_model
-    return of_kind(type("Lookahead", (Lookahead,), {"half_life_hours": half_life_hours}))
 
 
 def datasets(world: World, folder: Path) -> tuple[Dataset, Dataset]:
@@ -118,10 +66,8 @@ def datasets(world: World, folder: Path) -> tuple[Dataset, Dataset]:
 def trained_model(data: Dataset, half_life_hours: float, epochs: int, run_dir: Path) -> FoundationModel:
     """The recipe with that loss, after its last epoch: the validation item, often the title just played, picks none."""
     _, config = recipe(data.schema, size_for(len(data.events.ids)))
-    times = data.events.timestamp.astype(np.int32)[:, None]
-    timed = Encoded(np.concatenate([data.events.ids, times], 1), data.events.timestamp, data.events.offsets)
-    config = replace(config, epochs=epochs, patience=epochs)
-    model = train(replace(data, events=timed), config, run_dir, resume=True, build=builder(half_life_hours))
+    model_config = replace(config.model, half_life_hours=half_life_hours)
+    model = train(data, replace(config, epochs=epochs, patience=epochs, model=model_config), run_dir, resume=True)
     model.load_state_dict(torch.load(run_dir / "checkpoint.pt", weights_only=True)["model"])
     return model.eval()
 

@@ -133,6 +133,10 @@ def train(
     epochs: Epochs = None,
     size: RecipeSize = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of everything random.")] = 0,
+    half_life: Annotated[
+        float | None,
+        typer.Option(min=0, help="Hours in which later titles lose half their weight; 0: the next alone counts."),
+    ] = None,
     schema: Annotated[
         Path | None, typer.Option(help="JSON file with fields, and their widths, other than docs/schema.json's.")
     ] = None,
@@ -159,6 +163,8 @@ def train(
     if begin_from:
         earlier = read_earlier(begin_from)
         config, fields = replace(config, model=earlier.config), earlier.schema
+    if half_life is not None:
+        config = replace(config, model=replace(config.model, half_life_hours=half_life))
     config = replace(config, seed=seed, epochs=epochs or config.epochs)
     dataset = load_dataset(data, declared or fields)
     if not as_json:

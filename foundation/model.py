@@ -5,6 +5,7 @@ Shape letters: B members, T tokens, C encoded columns, M d_model, D vector width
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,7 +15,7 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from .embedding import EventEmbedding, TitleTower
-from .heads import Heads
+from .heads import Heads, Later
 from .schema import ABSENT, Schema
 from .transformer import Ragged, Transformer
 
@@ -25,7 +26,8 @@ class ModelConfig:
 
     max_events: newest events read. state_layer: the block whose output ranks the rows, 0 for its input.
     request_dropout: probability that a training history is read without its request-time fields, so that their absence
-    works.
+    works. half_life_hours: the title loss is over the next 16 events too, whose weight halves in that time, so that a
+    vector stays good for longer; 0: over the next one alone.
     """
 
     d_model: int = 128
@@ -36,6 +38,7 @@ class ModelConfig:
     state_layer: int = 1
     id_dropout: float = 0.1
     request_dropout: float = 0.2
+    half_life_hours: float = 0.0
 
     def __post_init__(self) -> None:
         if self.heads < 1 or self.d_model < 1 or self.d_model % (2 * self.heads):
@@ -47,6 +50,8 @@ class ModelConfig:
         for name in ("dropout", "id_dropout", "request_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} must be at least 0 and below 1")
+        if not 0 <= self.half_life_hours < math.inf:
+            raise ValueError(f"half_life_hours {self.half_life_hours} must be at least 0 and finite")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -92,11 +97,13 @@ class FoundationModel(nn.Module):
         hidden, state = self.transformer.last(self.events(tokens), offsets, self.config.state_layer)
         return self.heads.member(hidden), state
 
-    def losses(self, tokens: Tensor, offsets: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Loss per target field: tokens and targets int32 [T, C] → {name: scalar}."""
+    def losses(self, tokens: Tensor, offsets: Tensor, targets: Tensor, times: Tensor) -> dict[str, Tensor]:
+        """Loss per target field: tokens and targets int32 [T, C], times of the targets int64 [T] → {name: scalar}."""
         hidden, _ = self.hidden(tokens, offsets)
-        return self.heads.losses(hidden, self.title_vectors(), targets)
+        half_life = self.config.half_life_hours
+        later = Later(times, offsets, half_life) if half_life else None
+        return self.heads.losses(hidden, self.title_vectors(), targets, later)
 
-    def forward(self, tokens: Tensor, offsets: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def forward(self, tokens: Tensor, offsets: Tensor, targets: Tensor, times: Tensor) -> dict[str, Tensor]:
         """The training step's forward pass, under the name that DistributedDataParallel wraps."""
-        return self.losses(tokens, offsets, targets)
+        return self.losses(tokens, offsets, targets, times)

@@ -7,6 +7,7 @@ Shape letters: T tokens, D vector width, N titles.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -55,12 +56,34 @@ def linear_cross_entropy(hidden: Tensor, title_vectors: Tensor, target: Tensor) 
 
 def linear_cross_entropy_reference(hidden: Tensor, title_vectors: Tensor, target: Tensor) -> Tensor:
     """The op in torch on any device; target is IGNORED where it counts for nothing."""
+    return _by_chunks(_chunk, hidden, title_vectors, target)
+
+
+def weighted_linear_cross_entropy(hidden: Tensor, title_vectors: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Σ over tokens and their K targets of −weight · log softmax(hidden · title_vectors)[target], as float32 scalar.
+
+    hidden, title_vectors: as in `linear_cross_entropy`. targets: int64 [T, K] in [0, N). weights: float32 [T, K].
+    """
+    if not targets.shape == weights.shape == (len(hidden), *targets.shape[1:2]):
+        raise ValueError(
+            f"targets {tuple(targets.shape)} and weights {tuple(weights.shape)} do not fit; expected [{len(hidden)}, K]"
+        )
+    return _by_chunks(_weighted_chunk, hidden, title_vectors, targets, weights)
+
+
+def _by_chunks(chunk: Callable[..., Tensor], hidden: Tensor, title_vectors: Tensor, *of_tokens: Tensor) -> Tensor:
+    """The sum of `chunk` over pieces of the tokens whose logits are few enough; logits of several are not kept."""
     step = max(1, LOGITS // max(1, len(title_vectors)))
     if len(hidden) <= step:
-        return _chunk(hidden, title_vectors, target)
-    parts = zip(hidden.split(step), target.split(step), strict=True)
-    losses = [checkpoint(_chunk, h, title_vectors, t, use_reentrant=False) for h, t in parts]
+        return chunk(hidden, title_vectors, *of_tokens)
+    parts = zip(*(tensor.split(step) for tensor in (hidden, *of_tokens)), strict=True)
+    losses = [checkpoint(chunk, h, title_vectors, *rest, use_reentrant=False) for h, *rest in parts]
     return torch.stack(losses).sum()
+
+
+def _weighted_chunk(hidden: Tensor, title_vectors: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    likely = (hidden @ title_vectors.T).float().log_softmax(1)
+    return -(weights * likely.gather(1, targets)).sum()
 
 
 def _chunk(hidden: Tensor, title_vectors: Tensor, target: Tensor) -> Tensor:

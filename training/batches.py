@@ -26,10 +26,11 @@ HELD_OUT = 2
 
 @dataclass(frozen=True)
 class Batch:
-    """tokens and targets int32 [T, C]; offsets int64 [B+1]."""
+    """tokens and targets int32 [T, C]; times int64 [T], seconds, of the targets; offsets int64 [B+1]."""
 
     tokens: Tensor
     targets: Tensor
+    times: Tensor
     offsets: Tensor
 
 
@@ -109,7 +110,8 @@ def training_batches(
     for group in shuffled[rank : len(shuffled) - len(shuffled) % world : world] if world > 1 else shuffled:
         rows = np.concatenate([np.arange(a, b) for a, b in pieces[group]])
         offsets = np.concatenate([[0], np.cumsum(length[group])])
-        yield Batch(torch.from_numpy(tokens[rows]), torch.from_numpy(data.events.ids[rows]), torch.from_numpy(offsets))
+        of_rows = (tokens[rows], data.events.ids[rows], data.events.timestamp[rows].astype(np.int64))
+        yield Batch(*map(torch.from_numpy, (*of_rows, offsets)))
 
 
 def evaluation_batch(

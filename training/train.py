@@ -109,6 +109,8 @@ def train(
     """
     if not len(evaluated_members(data)):
         raise ValueError("no member has three events: there is nothing to validate on")
+    if config.model.half_life_hours and not data.events.timestamp.any():
+        raise ValueError(f"half_life_hours is {config.model.half_life_hours:g}, but the events have no times; give 0")
     rank, world, device = _processes()
     torch.manual_seed(config.seed)
     model = build(data, config.model)
@@ -145,7 +147,8 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * rate
             with autocast(device):
-                losses = wrapped(batch.tokens.to(device), batch.offsets.to(device), batch.targets.to(device))
+                of_batch = (batch.tokens, batch.offsets, batch.targets, batch.times)
+                losses = wrapped(*(tensor.to(device) for tensor in of_batch))
             total = model.heads.total(losses)
             if not torch.isfinite(total):
                 raise FloatingPointError(f"loss is {total.item()} at step {state.step}; lower the learning rate")
@@ -289,10 +292,12 @@ def _save_checkpoint(
 
 
 def changed_settings(old: Mapping[str, Any], config: TrainConfig) -> list[str]:
-    """What differs between the settings of a run and those asked for, with both values."""
-    new = asdict(config)
-    pairs = {k: (old.get(k), v) for k, v in new.items() if k != "model"}
-    pairs |= {f"model {k}": (old.get("model", {}).get(k), v) for k, v in new["model"].items()}
+    """What differs between the settings of a run and those asked for, with both values. A setting that is younger than
+    the run had its default there."""
+    new, usual = asdict(config), asdict(TrainConfig())
+    model = usual["model"] | old.get("model", {})
+    pairs = {k: (old.get(k, usual[k]), v) for k, v in new.items() if k != "model"}
+    pairs |= {f"model {k}": (model[k], v) for k, v in new["model"].items()}
     return [f"{name} was {before}, now {after}" for name, (before, after) in pairs.items() if before != after]
 
 

@@ -41,7 +41,7 @@ def test_a_variant_reaches_every_weight_and_ranks_everyone(
 ) -> None:
     model, data, config = built(variant, tiny_folder, tiny_config)
     batch = next(iter(variant.batches_of(data, config.model.max_events, config.batch_tokens, 0, 0)))
-    total = model.train().heads.total(model(batch.tokens, batch.offsets, batch.targets))
+    total = model.train().heads.total(model(batch.tokens, batch.offsets, batch.targets, batch.times))
     total.backward()
     assert torch.isfinite(total)
     untouched = [name for name, p in model.named_parameters() if p.grad is None]
@@ -56,7 +56,7 @@ def test_an_average_of_weights_is_evaluated_and_the_weights_are_trained(tiny_dat
     assert isinstance(model, Averaged)
     weight = model.heads.member.weight
     batch = next(iter(VARIANTS[0].batches_of(tiny_data, 16, 200, 0, 0)))
-    model(batch.tokens, batch.offsets, batch.targets)
+    model(batch.tokens, batch.offsets, batch.targets, batch.times)
     before = weight.detach().clone()
     with torch.no_grad():
         weight += 1.0

@@ -1,4 +1,4 @@
-"""Stale vectors see no more than they may, the loss over the next few events is what its formula says."""
+"""Stale vectors see no more than they may."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from frontrow.benchmarks import stale_vectors
-from frontrow.benchmarks.stale_vectors import LookaheadHeads, ahead, asked_visits, clustered, datasets, member_vectors
+from frontrow.benchmarks.stale_vectors import asked_visits, clustered, datasets, member_vectors
 from frontrow.benchmarks.world_model import world_of
 from frontrow.foundation.encoding import bucket, serving_tokens
 from frontrow.foundation.model import FoundationModel, ModelConfig
@@ -34,25 +34,6 @@ def both(small: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Datase
 def model(both: tuple[Dataset, Dataset]) -> FoundationModel:
     config = ModelConfig(d_model=16, layers=1, heads=1, max_events=12)
     return build_model(both[0], config).eval()
-
-
-def test_titles_ahead_are_those_of_the_own_history_and_fade_by_half_lives() -> None:
-    title, time = torch.tensor([5, 6, 7, 8, 9]), torch.tensor([0, 3600, 3 * 3600, 50, 60])
-    titles, weights = ahead(title, time, torch.tensor([0, 3, 5]), half_life_hours=1.0)
-    assert titles.shape == weights.shape == (5, stale_vectors.AHEAD)
-    assert titles[:, :4].tolist() == [[5, 6, 7, -1], [6, 7, -1, -1], [7, -1, -1, -1], [8, 9, -1, -1], [9, -1, -1, -1]]
-    assert weights[0, :4].tolist() == pytest.approx([1.0, 0.5, 0.125, 0.0])
-    assert weights[3, 1].item() == pytest.approx(0.5 ** (10 / 3600))
-
-
-def test_the_loss_is_the_weighted_mean_of_log_probabilities(both: tuple[Dataset, Dataset]) -> None:
-    data = both[0]
-    heads = LookaheadHeads(data.schema, data.sizes, 16, 8)
-    members, titles = torch.randn(2, 8), torch.randn(7, 8)
-    heads.titles, heads.weights = torch.tensor([[3, 4], [6, -1]]), torch.tensor([[1.0, 0.25], [1.0, 0.9]])
-    likely = (members @ titles.T).log_softmax(1)
-    expected = -(likely[0, 3] + 0.25 * likely[0, 4] + likely[1, 6]) / 2.25
-    assert heads.title_loss(members, titles, torch.tensor([3, 6])).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_nothing_of_the_last_days_is_trained_on(small: World, both: tuple[Dataset, Dataset]) -> None:

@@ -155,7 +155,7 @@ def test_total_is_the_sum_weighted_by_the_schema(heads: tuple[Heads, Tensor, Ten
 def test_every_head_reaches_its_table_and_the_input(tiny_data: Dataset) -> None:
     model = build_model(tiny_data, ModelConfig(d_model=32, heads=2))
     tokens, offsets = histories(tiny_data, [20])
-    losses = model.losses(tokens, offsets, tokens)
+    losses = model.losses(tokens, offsets, tokens, torch.zeros(len(tokens), dtype=torch.int64))
     ends = {f.name: linear.weight for f, linear in zip(model.heads.fields, model.heads.linear, strict=True)}
     ends |= {"entity_id": model.events.table("entity_id")}
     for name, loss in losses.items():
@@ -187,7 +187,7 @@ def test_a_schema_of_one_field_trains() -> None:
     metadata = torch.zeros(FIRST + 5, 0, dtype=torch.int32)
     model = FoundationModel(schema, ModelConfig(d_model=8, heads=2), {"title": FIRST + 5}, metadata)
     tokens = torch.tensor([[0], [3], [4]], dtype=torch.int32)
-    model.heads.total(model(tokens, torch.tensor([0, 3]), tokens)).backward()
+    model.heads.total(model(tokens, torch.tensor([0, 3]), tokens, torch.zeros(3, dtype=torch.int64))).backward()
     assert model.title_vectors().shape == (5, 4)
 
 
@@ -221,7 +221,7 @@ def test_the_model_embeds_through_the_op(
 
     monkeypatch.setattr(embedding, "event_embedding", counted)
     tokens, offsets = histories(tiny_data, [3, 2])
-    tiny_model.losses(tokens, offsets, tokens)
+    tiny_model.losses(tokens, offsets, tokens, torch.zeros(len(tokens), dtype=torch.int64))
     assert calls == [tuple(tokens.shape), (len(tiny_data.titles), tiny_data.schema.title_spans["year"][1])]
 
 

@@ -61,5 +61,5 @@ def test_training_calls_it(tiny_data: Dataset, tiny_model: FoundationModel, monk
 
     monkeypatch.setattr(heads, "linear_cross_entropy", watched)
     batch = next(iter(training_batches(tiny_data, 16, 200, seed=0, epoch=0)))
-    tiny_model.losses(batch.tokens, batch.offsets, batch.targets)
+    tiny_model.losses(batch.tokens, batch.offsets, batch.targets, batch.times)
     assert seen == [[len(batch.tokens), len(tiny_model.title_vectors()), len(batch.tokens)]]

@@ -19,7 +19,7 @@ def test_operations_are_those_that_torch_counts() -> None:
     offsets = torch.tensor([0, 40, 70])
     ids = torch.randint(2, 52, (70, 1), dtype=torch.int32)
     with FlopCounterMode(display=False) as counted:
-        model.heads.total(model.losses(ids, offsets, ids)).backward()
+        model.heads.total(model.losses(ids, offsets, ids, torch.zeros(70, dtype=torch.int64))).backward()
     embedding = 6 * 70 * 32 * 64  # not seen: inside an op of its own, as is the CPU's attention
     attention = 6 * 2 * 64 * (40 * 41 + 30 * 31)
     assert training_flops(model, offsets) == pytest.approx(counted.get_total_flops() + embedding + attention, rel=1e-6)
