@@ -10,6 +10,7 @@ known at every n; how long ago the newest event known was is told too, as servin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,14 +90,17 @@ def measure(runs: list[Path]) -> dict[str, Any]:
             for g, some in groups.items()
         }
 
+    popular = ranks_by(popularity_scores(data, "test"), data, "test")[None]
     found: dict[str, Any] = {kept: {} for kept in KEPT}
     for kept in KEPT:
         for n in LENGTHS:
-            found[kept][str(n)] = summary(np.stack([ranks(model.eval(), data, n, kept) for model, _ in models]))
+            places = np.stack([ranks(model.eval(), data, n, kept) for model, _ in models])
+            ahead = (places < CUTOFF) * 1.0 - (popular < CUTOFF)
+            paired = {g: {"ahead": band(ahead[:, some])} for g, some in groups.items()}
+            found[kept][str(n)] = {g: of | paired[g] for g, of in summary(places).items()}
             print(kept, n, found[kept][str(n)]["all"], flush=True)
-    popular = summary(ranks_by(popularity_scores(data, "test"), data, "test")[None])
     sizes = {g: int(some.sum()) for g, some in groups.items()}
-    return {"members": sizes, "shortest_history": int(history.min()), **found, "popularity": popular}
+    return {"members": sizes, "shortest_history": int(history.min()), **found, "popularity": summary(popular)}
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -106,6 +110,10 @@ def markdown(found: dict[str, Any]) -> str:
     def cell(of: dict[str, Any]) -> str:
         value = of[metric]
         return f"{value['mean']:.3f} ({value['from']:.3f} to {value['to']:.3f})"
+
+    def paired(kept: str, lengths: Sequence[int]) -> str:
+        each = ((n, found[kept][str(n)]["all"]["ahead"]) for n in lengths)
+        return ", ".join(f"n = {n} {of['mean']:+.3f} ({of['from']:+.3f} to {of['to']:+.3f})" for n, of in each)
 
     heads = [f"{KEPT[kept]}, {GROUPS[g]}" for kept in KEPT for g in GROUPS]
     table = ["| n | " + " | ".join(heads) + " |", "|---" * (1 + len(heads)) + "|"]
@@ -119,6 +127,8 @@ def markdown(found: dict[str, Any]) -> str:
         "first n events are old when the test item comes, the older the longer a history is; for every n the titles of "
         "the whole history are left out. In brackets: "
         f"95 % over members. Training seeds: {', '.join(str(run['seed']) for run in found['runs'])}.",
+        f"HR@10 less that of popularity, all members, paired: {paired('newest', LENGTHS)}; the first n events: "
+        f"{paired('first', LENGTHS[1:])}.",
         "![quality against history length](results/history-length.png)",
         "\n".join(table),
     ]) + "\n"  # fmt: skip

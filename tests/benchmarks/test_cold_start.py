@@ -161,3 +161,15 @@ def test_a_shortened_history_tells_nothing_else(tiny_data: Dataset) -> None:
             for i, member in enumerate(members[:5].tolist()):
                 read = tokens[offsets[i] : offsets[i + 1], title].tolist()
                 assert read == [0, *of(tiny_data.events.member(member).ids, n)[:, title].tolist()]
+
+
+def test_what_is_ahead_of_popularity_is_the_difference_of_the_two(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history_length, "LENGTHS", (0, 2))
+    monkeypatch.setattr(history_length, "LONG", 3)
+    found = history_length.measure([tiny_run.run_dir])
+    of, popular = found["newest"]["2"]["all"], found["popularity"]["all"]
+    assert of["ahead"]["mean"] == pytest.approx(of["hr@10"]["mean"] - popular["hr@10"]["mean"])
+    text = history_length.markdown({**found, "runs": [{"seed": 0}]})
+    assert f"n = 2 {of['ahead']['mean']:+.3f}" in text
