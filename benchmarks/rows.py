@@ -172,6 +172,11 @@ def summary(kind: str, pieces: dict[str, Piece]) -> dict[str, Any]:
     def joined(key: str) -> np.ndarray:
         return np.concatenate([np.atleast_1d(p[key]) for p in pieces.values()])
 
+    def by_seed(name: str, measure: str) -> list[float]:
+        """How much the row ranker is ahead in each, as a share."""
+        means = [(p[f"row ranker/{measure}"].mean(), p[f"{name}/{measure}"].mean()) for p in pieces.values()]
+        return [float(own / other - 1) for own, other in means]
+
     # Worlds have members of their own; on MovieLens those of all runs are the same people.
     member = [p["member"] + (i * 10**9 if kind == "world" else 0) for i, p in enumerate(pieces.values())]
     cluster = np.concatenate(member)
@@ -189,7 +194,8 @@ def summary(kind: str, pieces: dict[str, Piece]) -> dict[str, Any]:
         "entity_auc": float(joined("entity_auc").mean()),
         "best_rule": best,
         "ahead": {
-            n: {m: paired(values[m]["row ranker"], values[m][n], cluster) for m in measures}
+            n: {m: paired(values[m]["row ranker"], values[m][n], cluster) | {"by_seed": by_seed(n, m)}
+                for m in measures}
             for n in names if n != "row ranker"
         },
         "recall_by_rows": {n: np.mean([p[f"{n}/sweep"] for p in pieces.values()], 0).tolist() for n in ORDERS},
@@ -291,10 +297,11 @@ def _section(kind: str, of: dict[str, Any]) -> list[str]:
     rule = of["best_rule"]["ndcg2d"]
     ahead = of["ahead"][rule]["ndcg2d"]
     free, true = (of["orders"][n]["ndcg2d"] / of["orders"][rule]["ndcg2d"] - 1 for n in (UNBOUND, TRUTH))
+    each = f"in each {'world' if world else 'run'} {', '.join(f'{share:+.1%}' for share in ahead['by_seed'])}"
     verdict = "ahead of" if ahead["from"] > 0 else "behind" if ahead["to"] < 0 else "not clearly ahead of"
     text = (
         f"The row ranker is {verdict} rows by {rule}, the best of the four rules: {ahead['share']:+.1%} in NDCG2D "
-        f"({ahead['mean']:+.4f}, {ahead['from']:+.4f} to {ahead['to']:+.4f}). Against the same rule, the best "
+        f"({ahead['mean']:+.4f}, {ahead['from']:+.4f} to {ahead['to']:+.4f}; {each}). Against the same rule, the best "
         f"titles by score, placed without regard to rows, have {free:+.1%}, and rows in the order of the truth "
         f"{true:+.1%}. Recall@m-by-4, row ranker and rows by {rule}: "
         + ", ".join(
