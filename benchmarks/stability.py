@@ -23,7 +23,7 @@ import torch
 
 from ..foundation.model import FoundationModel
 from ..foundation.schema import default_schema
-from ..training.alignment import Space, apply, drift, maps, space_of
+from ..training.alignment import Space, apply, drift, maps, moved, rotation, space_of
 from ..training.batches import evaluated_members, target_positions, trained_titles
 from ..training.data import Dataset, load_dataset, read_table, write_dataset
 from ..training.evaluate import model_scorer, ranking_metrics, ranks_of_targets, score_unseen
@@ -92,14 +92,7 @@ def turned(new: Space, reference: Space, how: str, fitted: np.ndarray | None = N
         seen = replace(new, title_ids=new.title_ids[kept], titles=new.titles[torch.from_numpy(kept)])
     if how == "none":
         return new
-    if how == "orthogonal":
-        _, ours, theirs = np.intersect1d(seen.title_ids, reference.title_ids, return_indices=True)
-        u, _, v = np.linalg.svd((seen.titles[ours].T @ reference.titles[theirs]).double().numpy())
-        p = q = u @ v
-    else:
-        p, q = maps(seen, reference)
-    titles, members = (x.double() @ torch.from_numpy(m) for x, m in ((new.titles, q), (new.members, p)))
-    return replace(new, titles=titles.float(), members=members.float())
+    return moved(new, rotation(seen, reference) if how == "orthogonal" else maps(seen, reference))
 
 
 def drifts(new: Space, reference: Space) -> dict[str, Any]:
@@ -119,10 +112,10 @@ def drifts(new: Space, reference: Space) -> dict[str, Any]:
 def preserved(model: FoundationModel, data: Dataset, new: Space, reference: Space) -> dict[str, float]:
     """What alignment does to float32 scores: the largest difference as a share of the largest score, and the share of
     members whose first ten are the same in the same order."""
-    moved = copy.deepcopy(model).eval()
-    apply(moved, maps(new, reference))
+    aligned = copy.deepcopy(model).eval()
+    apply(aligned, maps(new, reference))
     members = evaluated_members(data)
-    scores = [score_unseen(model_scorer(m, data, "test", True), data, "test", members)[0] for m in (model, moved)]
+    scores = [score_unseen(model_scorer(m, data, "test", True), data, "test", members)[0] for m in (model, aligned)]
     top = [np.argsort(-s, axis=1, kind="stable")[:, :10] for s in scores]
     known = np.isfinite(scores[0])
     error = np.abs(scores[0][known] - scores[1][known]).max() / np.abs(scores[0][known]).max()

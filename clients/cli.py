@@ -342,14 +342,17 @@ def reproduce(
         Path | None, typer.Option(help="CSV or Parquet of your own: member, title and perhaps timestamp, rating.")
     ] = None,
     titles: Annotated[Path | None, typer.Option(help="With it: title and perhaps name, year, genres.")] = None,
-    seed: Annotated[list[int] | None, typer.Option(min=0, help="Repeat for several; default: those published.")] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(min=0, max=2**31 - 1, help="Repeat for several; default: those published.")
+    ] = None,
     epochs: Epochs = None,
     size: RecipeSize = None,
     as_json: Json = False,
 ) -> None:
     """Measure how well titles are ranked on a data set.
 
-    Trains the recipe with several seeds, resuming what was stopped, and writes the result beside baselines.
+    Trains the recipe with several seeds, resuming what was stopped, and writes the result beside baselines. With
+    --epochs or --size it is a trial: runs/reproduce/NAME-trial, and no published result changes.
     """
     from .reproduce import run_reproduce
 

@@ -29,12 +29,12 @@ def run_reproduce(
     as_json: bool,
 ) -> None:
     """Trains, prints and writes. Raises ValueError for what does not go together."""
-    if (name in SEEDS) == (interactions is not None) or (name is None and interactions is None):
+    name = name or (interactions.stem if interactions else None)
+    if name is None or (name in SEEDS) == (interactions is not None):
         raise ValueError(f"give one of {', '.join(SEEDS)}, or --interactions FILE and a name that is not one of them")
     if titles is not None and interactions is None:
         raise ValueError("--titles goes with --interactions")
     given = read_interactions(interactions, titles) if interactions else None
-    name = name or (interactions.stem if interactions else "")
     folder, schema, order = prepare(name, source, given)
     schema, config = recipe(schema, size or size_for(event_count(folder)))
     data = load_dataset(folder, schema)
@@ -45,7 +45,8 @@ def run_reproduce(
 
     # Where somebody keeps their files says nothing about the result.
     command = "frontrow " + shlex.join("FOLDER" if word == str(source) else word for word in sys.argv[1:])
-    result = reproduce(name, folder, data, order, seeds or SEEDS.get(name, [0]), config, command, bar)
+    trial = epochs is not None or size is not None
+    result = reproduce(name, folder, data, order, seeds or SEEDS.get(name, [0]), config, command, bar, trial)
     if as_json:
         print_json(result)
     else:

@@ -185,6 +185,10 @@ def row_table(console: Console, table: Mapping[str, Mapping[str, float | None]])
 
 def alignment(console: Console, found: Mapping[str, Any]) -> None:
     """How far a new bundle's vectors are from those of the bundle it was aligned to."""
+    if found["way"] == "as they are":
+        console.print(
+            f"vectors stay as they are: no map brings them nearer to bundle {found['bundle']}", soft_wrap=True
+        )
     for name in ("titles", "members"):
         before, after = found["before"][name], found["after"][name]
         if before["common"]:

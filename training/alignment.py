@@ -5,15 +5,16 @@ Scores are dot products, and any pair of maps P (members) and Q (titles) with P 
 model's U Vᵀ is factored by a thin SVD into balanced halves (U, V member and title vectors; "Orthogonal Low Rank
 Embedding Stabilization", RecSys 2025, arXiv 2508.07574; the recipe through QR factors is ours), an orthogonal map turns
 the new titles' half towards the reference's over the titles that both have (Procrustes), and the reference's balancing
-is undone, so that the reference stays as it is served. P and Q are then multiplied into weights that exist: nothing is
-added to the model, and its own title vectors are those that are served.
+is undone, so that the reference stays as it is served. Where an orthogonal map alone, or nothing at all, brings titles
+and members nearer, that is taken: a warm start keeps its space. P and Q are then multiplied into weights that exist:
+nothing is added to the model, and its own title vectors are those that are served.
 Shape letters: B members, N titles, D vector width.
 """
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,12 @@ from ..foundation.model import FoundationModel
 from .data import Dataset
 
 MEMBERS = 2000  # whose vectors stand for all in the balancing
+UNTURNED = "as they are"
 _CHUNK = 128
 _RIDGE = 1e-4  # of the mean squared length: directions that no member or title has stay finite
+
+
+Maps = tuple[np.ndarray, np.ndarray]  # (P, Q) float64 [D, D] with P Qᵀ = 1
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,8 @@ def space_of(
 
 def align(model: FoundationModel, data: Dataset, bundle: Path) -> tuple[FoundationModel, dict[str, Any]]:
     """A copy of a model, in evaluation mode on the CPU, whose vectors compare with a bundle's; and the drift before and
-    after. Raises BundleError for a bundle that is not whole, ValueError for one that no map joins with the model."""
+    after, by which of `ways` titles and members together are nearest. Raises BundleError for a bundle that is not
+    whole, ValueError for one that no map joins with the model."""
     there = load_bundle(bundle)
     both = np.intersect1d(data.member_ids, there.member_ids)
     theirs = space_of(there.build_model(), there.titles.ids, there.vectors, there.member_ids, there.histories, both)
@@ -78,9 +84,41 @@ def align(model: FoundationModel, data: Dataset, bundle: Path) -> tuple[Foundati
         return space_of(model, data.titles.ids, model.title_vectors(), data.member_ids, data.events, both)
 
     aligned, before = copy.deepcopy(model).eval(), ours(model)
-    apply(aligned, maps(before, theirs))
-    about = {"bundle": there.version, "manifest_sha256": there.fingerprint}
+    found = ways(before, theirs)
+    far = {way: _apart(drift(moved(before, pair), theirs)) for way, pair in found.items()}
+    best = min(far, key=lambda way: far[way])
+    if best != UNTURNED:
+        apply(aligned, found[best])
+    about = {"bundle": there.version, "manifest_sha256": there.fingerprint, "way": best}
     return aligned, {**about, "before": drift(before, theirs), "after": drift(ours(aligned), theirs)}
+
+
+def ways(new: Space, reference: Space) -> dict[str, Maps]:
+    """What may bring the new vectors nearest: nothing where a warm start kept the space, one orthogonal map for members
+    and titles, which keeps lengths, or the pair of `maps`. Raises ValueError as `maps` does."""
+    width = new.titles.shape[1]
+    pair = maps(new, reference)
+    return {UNTURNED: (np.eye(width), np.eye(width)), "orthogonal map": rotation(new, reference), "balanced": pair}
+
+
+def rotation(new: Space, reference: Space) -> Maps:
+    """The orthogonal map, twice, that brings the titles of both nearest (Procrustes)."""
+    _, ours, theirs = np.intersect1d(new.title_ids, reference.title_ids, return_indices=True)
+    u, _, v = np.linalg.svd((new.titles[ours].T @ reference.titles[theirs]).double().numpy())
+    return u @ v, u @ v
+
+
+def moved(space: Space, pair: Maps) -> Space:
+    """The space by maps (P, Q): members U P, titles V Q."""
+    members, titles = (
+        x.double() @ torch.from_numpy(m) for x, m in zip((space.members, space.titles), pair, strict=True)
+    )
+    return replace(space, titles=titles.float(), members=members.float())
+
+
+def _apart(found: dict[str, Any]) -> float:
+    """Squared relative distances of titles and members, of those that both have."""
+    return sum(found[name]["distance"] ** 2 for name in ("titles", "members") if found[name]["common"])
 
 
 def balancing(space: Space) -> tuple[np.ndarray, np.ndarray]:
@@ -100,7 +138,7 @@ def _triangle(vectors: np.ndarray) -> np.ndarray:
     return np.linalg.qr(np.concatenate([vectors, ridge * np.eye(width)]))[1]
 
 
-def maps(new: Space, reference: Space) -> tuple[np.ndarray, np.ndarray]:
+def maps(new: Space, reference: Space) -> Maps:
     """(P, Q) float64 [D, D] with P Qᵀ = 1 that bring the new members and titles into the reference's space. Raises
     ValueError for other widths, values that are not finite, or fewer titles in both than the vectors are wide."""
     widths = new.titles.shape[1], reference.titles.shape[1]
@@ -123,7 +161,7 @@ def maps(new: Space, reference: Space) -> tuple[np.ndarray, np.ndarray]:
 
 
 @torch.no_grad()
-def apply(model: FoundationModel, maps: tuple[np.ndarray, np.ndarray]) -> None:
+def apply(model: FoundationModel, maps: Maps) -> None:
     """Multiply (P, Q) into the weights: members become U P, titles V Q, everything between stays what it was.
 
     The id table is both a title's vector and an event's input: its columns of the input projection take P, which undoes

@@ -99,17 +99,29 @@ def read_ml_1m(folder: Path) -> Interactions:
     movies, oldest first, are movie_id[offsets[i]:offsets[i+1]]; user_id) and GroupLens' `movies.dat`, or with the
     copy's own `ml-1m.txt` (a user and an item a line), which has no metadata. Raises DataError."""
     if (file := folder / "ml-1m.txt").is_file():
-        pairs = np.loadtxt(file, np.int64)
+        try:
+            pairs = np.loadtxt(file, np.int64, ndmin=2)
+        except ValueError as error:
+            raise DataError(f"{file} cannot be read ({error}); it has a user and an item a line") from error
+        if pairs.shape[1] != 2:
+            raise DataError(f"{file} has {pairs.shape[1]} columns; it has a user and an item a line")
         ids = np.unique(pairs[:, 1])
         names = pa.table({"title_id": ids, "name": [str(i) for i in ids]})
         return Interactions(pairs[:, 0].copy(), pairs[:, 1].copy(), None, None, names)
     if not (folder / "sequences.npz").is_file() or not (folder / "movies.dat").is_file():
         raise DataError(f"{folder} holds neither ml-1m.txt nor sequences.npz and movies.dat")
-    with np.load(folder / "sequences.npz", allow_pickle=False) as arrays:
-        title_id = arrays["movie_id"].astype(np.int64)
-        member_id = np.repeat(arrays["user_id"].astype(np.int64), np.diff(arrays["offsets"]))
+    try:
+        with np.load(folder / "sequences.npz", allow_pickle=False) as arrays:
+            title_id = arrays["movie_id"].astype(np.int64)
+            member_id = np.repeat(arrays["user_id"].astype(np.int64), np.diff(arrays["offsets"]))
+    except (KeyError, ValueError) as error:
+        raise DataError(
+            f"{folder / 'sequences.npz'} cannot be read ({error}); it has movie_id, offsets, user_id"
+        ) from error
     used = set(title_id.tolist())
     rows = [line.split("::") for line in (folder / "movies.dat").read_text("latin-1").splitlines()]
+    if wrong := [row for row in rows if len(row) != 3]:
+        raise DataError(f"{folder / 'movies.dat'} has the line {'::'.join(wrong[0])!r}; it has id::title::genres")
     known = [(int(i), re.fullmatch(r"(.*) \((\d{4})\)", title), genres) for i, title, genres in rows if int(i) in used]
     titles = pa.table(
         {
@@ -127,10 +139,12 @@ def read_ml_1m(folder: Path) -> Interactions:
 def _table(file: Path, known: tuple[str, ...], needed: tuple[str, ...]) -> pa.Table:
     parquet = file.suffix.lower() == ".parquet"
     try:
-        table = pq.read_table(file) if parquet else pyarrow.csv.read_csv(file)
+        table = pq.read_table(file) if parquet else _as_written(file, pyarrow.csv.read_csv(file))
         columns = table.column_names
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file} cannot be read as {'Parquet' if parquet else 'CSV'} ({error})") from error
+    if len(columns) == 1 and (mark := next((m for m in ";\t|" if m in columns[0]), None)):
+        raise DataError(f"{file} has {mark!r} between its columns; save it with commas, or as Parquet")
     for name in (name for name in known if name in columns):
         if columns.count(name) > 1:
             raise DataError(f"{file} has several columns {name!r}; give one")
@@ -143,6 +157,17 @@ def _table(file: Path, known: tuple[str, ...], needed: tuple[str, ...]) -> pa.Ta
             raise DataError(f"{file}: column {name!r} has {table[name].null_count} empty values; leave such lines out")
     if not len(table):
         raise DataError(f"{file} has no lines")
+    return table
+
+
+def _as_written(file: Path, table: pa.Table) -> pa.Table:
+    """A CSV's ids as texts where some integer is not written as one, so that 1 and 01 stay two."""
+    for at, name in enumerate(table.column_names):
+        if name in ("member", "title") and pa.types.is_integer(table.column(at).type):
+            options = pyarrow.csv.ConvertOptions(include_columns=[name], column_types={name: pa.string()})
+            texts = pyarrow.csv.read_csv(file, convert_options=options).column(0).combine_chunks()
+            if not texts.equals(table.column(at).combine_chunks().cast(pa.string())):
+                table = table.set_column(at, name, texts)
     return table
 
 

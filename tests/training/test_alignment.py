@@ -17,7 +17,7 @@ from frontrow.serving.homepage import HomepageEngine
 from frontrow.serving.known import check_known
 from frontrow.serving.store import Store
 from frontrow.training import alignment
-from frontrow.training.alignment import Space, align, balancing, drift, maps, space_of
+from frontrow.training.alignment import Space, _apart, align, balancing, drift, maps, moved, space_of, ways
 from frontrow.training.batches import evaluation_batch
 from frontrow.training.data import Dataset
 from frontrow.training.export import export_bundle
@@ -128,6 +128,29 @@ def test_only_common_titles_count(tiny_data: Dataset) -> None:
     _, q = maps(few, reference)
     moved = (few.titles.double() @ torch.from_numpy(q)).float()
     assert torch.cosine_similarity(moved, reference.titles[50:]).mean() > 0.99
+
+
+def test_the_nearest_way_is_taken_and_products_stay() -> None:
+    """What a warm start barely moved is left alone, a turned space is turned back, a stretched one stretched back."""
+    reference = random_space()
+    rng = np.random.default_rng(3)
+    q = np.linalg.qr(rng.normal(size=(24, 24)))[0]
+    spaces = {
+        "as they are": replace(reference, titles=reference.titles + 1e-3 * torch.randn(300, 24)),
+        "orthogonal map": moved(replace(reference, members=reference.members * torch.linspace(0.8, 1.3, 24)), (q, q)),
+        "balanced": turned(reference, 2),
+    }
+    for best, new in spaces.items():
+        far = {way: drift(moved(new, pair), reference) for way, pair in ways(new, reference).items()}
+        assert min(far, key=lambda way: _apart(far[way])) == best
+        for pair in ways(new, reference).values():
+            np.testing.assert_allclose(pair[0] @ pair[1].T, np.eye(24), atol=1e-9)
+
+
+def test_a_bundle_is_aligned_to_itself_by_leaving_it_as_it_is(tiny_run: TinyRun, tiny_bundle: Path) -> None:
+    same, found = align(tiny_run.model, tiny_run.data, tiny_bundle)
+    assert found["way"] == "as they are"
+    assert torch.equal(same.title_vectors(), tiny_run.model.eval().title_vectors())
 
 
 @pytest.mark.parametrize("kept", [0, 23])

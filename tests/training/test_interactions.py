@@ -44,6 +44,14 @@ def test_metadata_gives_names_genres_and_years(tmp_path: Path) -> None:
     assert [f.name for f in data.schema.title_fields] == ["genres", "year"]
 
 
+def test_ids_that_are_written_differently_are_different(tmp_path: Path) -> None:
+    (tmp_path / "plays.csv").write_text("member,title\n1,01\n1,1\n2,2\n")
+    (tmp_path / "titles.csv").write_text("title,name\n01,Zero one\n1,One\n")
+    given = read_interactions(tmp_path / "plays.csv", tmp_path / "titles.csv")
+    assert given.titles["name"].to_pylist() == ["Zero one", "One", "2"]
+    assert given.member_id.tolist() == [1, 1, 2], "these are written as integers are"
+
+
 def test_ids_that_int64_does_not_hold_are_named(tmp_path: Path) -> None:
     many = pa.array([1, 2**63 + 5], pa.uint64())
     pq.write_table(pa.table({"member": many, "title": [1, 2]}), tmp_path / "plays.Parquet")
@@ -66,6 +74,7 @@ def test_ids_that_int64_does_not_hold_are_named(tmp_path: Path) -> None:
         ),
         ("member,title,when\n1,2,3\n", "has no column 'timestamp', and 'when', which nobody reads"),
         ("member,title\n", "has no lines"),
+        ("member;title\n1;2\n", "has ';' between its columns; save it with commas, or as Parquet"),
         ("member,title,title\n1,2,3\n", "has several columns 'title'; give one"),
         ("member,title\n1,été\n", "column 'title' has bytes that are not UTF-8; save the file as UTF-8"),
         ("mémber,title\n1,2\n", "cannot be read as CSV"),
