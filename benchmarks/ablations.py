@@ -30,7 +30,7 @@ from ..training.train import TrainConfig, train
 from .ablation_variants import BASE, VARIANTS, Variant
 from .command import command, positive, seed_of
 from .paired import difference, gain
-from .provenance import RESULTS, provenance, write_result
+from .provenance import provenance, write_result
 
 RUNS = Path("runs/ablations")
 NAME = "ablations-ml-100k"
@@ -154,7 +154,11 @@ def markdown(found: dict[str, Any]) -> str:
                 f"| {v['ingredient']} | {v['change']} | {len(of['seeds'])} | {v['mean']['ndcg@10']:.4f} | "
                 f"{' | '.join(cells)} | {verdict(v, found['clear_from_seeds'])} |"
             )
+    shown = {v["name"] for v in found["variants"]}
+    left = [f"{v.ingredient}: {v.change}" for v in VARIANTS if v.name not in shown]
     note = "Log rank is the mean natural logarithm of the title's place: lower is better, and less noisy than NDCG@10."
+    if left:
+        note += f" Written and not run: {'; '.join(left)}."
     return "\n".join([*lines, "", note, "", f"![differences in NDCG@10](results/{NAME}.png)", ""])
 
 
@@ -205,8 +209,9 @@ def main(names: Sequence[str], seeds: Sequence[int], epochs: int, workers: int) 
         content = {**about, **summary(epochs), **source}
         if not any(v["name"] == BASE.name for v in content["variants"]):
             return  # nothing to compare with yet
-        print(write_result(NAME, content), flush=True)
-        draw(content, RESULTS / f"{NAME}.png")
+        file = write_result(NAME, content, trial=epochs != EPOCHS)
+        print(file, flush=True)
+        draw(content, file.with_suffix(".png"))
 
     write()
     for task, found in finished(todo, workers, source):

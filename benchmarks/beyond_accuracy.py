@@ -47,7 +47,7 @@ from ..training.world_population import DEVICES, LOCALES
 from .beyond_accuracy_report import draw_reliability, draw_trade_off
 from .command import command, seed_of
 from .provenance import RESULTS, provenance, write_result
-from .reproduce import RUNS
+from .reproduce import check_ml_100k, ml_100k_runs
 from .world_model import EVALUATION_SEEDS, trained_on, world_of
 
 DIALS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
@@ -273,8 +273,11 @@ def main(runs: Sequence[Path], worlds: Sequence[int]) -> None:
     asked = "".join(f" --run {run}" for run in runs) + "".join(f" --world {seed}" for seed in worlds)
     source = provenance(f"python -m frontrow.benchmarks.beyond_accuracy{asked}")
     content: dict[str, Any] = {"pages": [ROWS, COLUMNS], "ml-100k": {}, "world": {}}
+    for run in runs:
+        check_ml_100k(run)
     file = RESULTS / f"{NAME}.json"
-    if file.is_file() and (before := json.loads(file.read_text("utf-8")))["commit"] == source["commit"]:
+    before = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    if before.get("commit") == source["commit"] and not source["commit"].endswith("-dirty"):
         content |= {name: before[name] for name in content}
 
     def keep(kind: str, name: str, piece: dict[str, Any]) -> None:
@@ -305,15 +308,9 @@ def main(runs: Sequence[Path], worlds: Sequence[int]) -> None:
             keep("world", f"seed-{seed}", found)
 
 
-def finished_runs() -> list[Path]:
-    """Of MovieLens-100K; that of the demo where there is no other."""
-    runs = sorted(path.parent for path in RUNS.glob("ml-100k/seed-*/finished"))
-    return runs or [Path("runs/demo")]
-
-
 if __name__ == "__main__":
     with command("beyond_accuracy", __doc__) as parser:
         parser.add_argument("--run", nargs="+", type=Path, default=[])
         parser.add_argument("--world", nargs="*", type=seed_of, default=list(EVALUATION_SEEDS))
         given = parser.parse_args()
-        main(given.run or finished_runs(), given.world)
+        main(given.run or ml_100k_runs(), given.world)

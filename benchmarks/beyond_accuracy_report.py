@@ -118,6 +118,11 @@ def markdown(found: Mapping[str, Any]) -> str:
     for kind, title in (("ml-100k", "MovieLens-100K"), ("world", "Simulated worlds")):
         if found[kind]:
             parts += [f"**{title}**: {_names(found[kind])}. {_calibration_table(found[kind])}"]
+    if found["world"]:
+        parts.append(
+            "The test event of a world is the last of its member's log, which ends a viewing more often than others "
+            "do: action_type and duration are measured on such events alone."
+        )
     head = (
         "Does what a head gives a probability happen that often? Test events; every pair of a moment and a value is a "
         "claim, in 15 bins of as many predicted happenings each. ECE: Σ over bins of |predicted − happened| a moment, "
@@ -162,7 +167,9 @@ def markdown(found: Mapping[str, Any]) -> str:
         )
         parts.append(
             f"Simulated worlds, pages of {rows} × {columns}, mean of {_count(len(worlds), 'world')}. True value: the "
-            f"chance of an enjoyed play; the oracle's pages have {oracle:.3f}, random ones {chance:.3f}.\n\n{table}"
+            f"chance of an enjoyed play; the oracle's pages have {oracle:.3f}, random ones {chance:.3f}. Rows are the "
+            "default ones, of titles that the member has not played; the pages of Rows and the page also have rows of "
+            f"what was begun and what was played, and are worth more.\n\n{table}"
         )
     return "\n\n".join(parts) + "\n"
 
@@ -210,7 +217,9 @@ def _calibration_table(pieces: Mapping[str, Any]) -> str:
         ])  # fmt: skip
     head = ["head", "moments", "NLL", "with temperature", "Brier", "with temperature", "ECE", "with temperature",
             "ECE by chance", "ECE of the top value (by chance)", "temperature"]  # fmt: skip
-    return f"Means:\n\n{_table(head, lines)}"
+    off = [f"{line[0]} ({line[6]} against {line[8]})" for line in lines if float(line[6]) > 1.5 * float(line[8])]
+    verdict = f"ECE above 1.5 times what chance gives: {', '.join(off) or 'none'}."
+    return f"Means:\n\n{_table(head, lines)}\n\n{verdict}"
 
 
 def _levels_text(name: str, found: Mapping[str, Any]) -> str:

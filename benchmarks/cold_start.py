@@ -1,7 +1,7 @@
 """Are titles ranked well that nobody has played yet? Titles held out of training entirely, only their metadata known.
 
     python -m frontrow.benchmarks.cold_start [--data ml-100k world] [--seed N …] [--id-dropout P …]
-        → results/cold-start.json, results/cold-start.png
+        → results/cold-start.json, results/cold-start.png; runs/trials/… for some data, shares or epochs only
 
 ml-100k: a tenth of the titles, drawn at random from each tenth by popularity, loses all its training events. world: the
 simulated world is cut at CUT_DAY; training ends there, the new titles are those released later. Either way the events
@@ -18,6 +18,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,9 +29,10 @@ from ..training.batches import batch_before, evaluated_members, trained_titles, 
 from ..training.runs import differences, load_run, train_run
 from ..training.similar_titles import metadata_vectors, mixing_weights
 from ..training.train import TrainConfig
+from ..training.world_population import DAY
 from .cold_splits import SPLITS, Split
 from .command import command, positive, seed_of
-from .provenance import RESULTS, provenance, write_result
+from .provenance import RESULTS, TRIALS, provenance, write_result
 
 SEEDS = (101, 102, 103)  # of the draw of titles, or of the world, and of the training; below 100 for trying things out
 ID_DROPOUTS = (0.0, 0.1, 0.3)
@@ -41,6 +43,7 @@ RANKED_BY = {
     "mix": "Frontrow, id embedding mixed from similar titles",
     "metadata": "nearest to the mean metadata of the history",
     "similar_popularity": "popularity of similar titles",
+    "nightly_popularity": "popularity since release, counted up to the last midnight",
     "live_popularity": "popularity since release, counted up to the request",
     "popularity": "popularity in the whole log, the future too",
     "random": "random",
@@ -110,10 +113,15 @@ def ranked(model: FoundationModel, split: Split, positions: np.ndarray) -> dict[
                 continue
             left, goal = new[unseen[new]], int((new[unseen[new]] < target).sum())
             taste = metadata[seen].sum(0)
-            live = np.array([np.searchsorted(times[int(t)], when[at]) for t in left], np.float32)
+            midnight = when[at] // DAY * DAY
+            live, nightly = (
+                np.array([np.searchsorted(times[int(t)], until) for t in left], np.float32)
+                for until in (when[at], midnight)
+            )
             rankings = {
                 "model": scores[i][left], "mix": by_mix[i][left], "metadata": metadata[left] @ taste,
-                "similar_popularity": similar[left], "live_popularity": live, "popularity": total[unseen[new]],
+                "similar_popularity": similar[left], "nightly_popularity": nightly, "live_popularity": live,
+                "popularity": total[unseen[new]],
             }  # fmt: skip
             for name, values in rankings.items():
                 found[name].append(_place(values, goal))
@@ -205,8 +213,9 @@ def markdown(found: dict[str, Any]) -> str:
     """The section on cold titles, of the content of results/cold-start.json."""
     blocks = [
         "Titles held out of training entirely: only their metadata is known. Random is the expectation. Popularity "
-        "since release is counted up to each request, which no nightly model knows; the whole log knows the future. "
-        "The popularity of similar titles is known at release.",
+        "since release counts plays by the last midnight, or by the request: nothing on the day of the release, and "
+        "the model knows none of them. The whole log knows the future. The popularity of similar titles is known at "
+        "release.",
         "![cold titles](results/cold-start.png)",
     ]
     metric, usual = f"hr@{CUTOFF}", str(found["id_dropout"])
@@ -238,8 +247,8 @@ def markdown(found: dict[str, Any]) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def draw(found: dict[str, Any]) -> None:
-    """results/cold-start.png: HR@10 among new titles, by ranking, a dot per seed."""
+def draw(found: dict[str, Any], file: Path) -> None:
+    """HR@10 among new titles, by ranking, a dot per seed."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -258,7 +267,7 @@ def draw(found: dict[str, Any]) -> None:
         axis.set_xlabel("HR@10 among new titles (dots: seeds)")
         axis.set_title(words + (" (simulated)" if name == "world" else ""))
         axis.grid(axis="x", alpha=0.3)
-    figure.savefig(RESULTS / "cold-start.png", dpi=120)
+    figure.savefig(file, dpi=120)
     plt.close(figure)
 
 
@@ -269,6 +278,7 @@ def main(names: list[str], seeds: list[int], dropouts: list[float], epochs: int 
     )
     source = provenance(f"python -m frontrow.benchmarks.cold_start {words}")
     found: dict[str, Any] = {"id_dropout": TrainConfig().model.id_dropout}
+    trial = epochs is not None or set(names) != set(SPLITS) or set(dropouts) != set(ID_DROPOUTS)
     for name in names:
         found[name] = {str(p): [] for p in dropouts}
         for seed in seeds:
@@ -279,8 +289,8 @@ def main(names: list[str], seeds: list[int], dropouts: list[float], epochs: int 
                 run = {"seed": seed, "epochs": epochs or EPOCHS[name], **measured(split, model)}
                 found[name][str(p)].append(run)
                 print(name, seed, p, f"{time.monotonic() - started:.0f} s", json.dumps(run["among_new"]), flush=True)
-                write_result("cold-start", {**found, **source})
-    draw(found)
+                write_result("cold-start", {**found, **source}, trial)
+    draw(found, (TRIALS if trial else RESULTS) / "cold-start.png")
 
 
 if __name__ == "__main__":
@@ -293,4 +303,6 @@ if __name__ == "__main__":
         given = parser.parse_args()
         if usual not in given.id_dropout:
             parser.error(f"--id-dropout must include {usual}, the recipe's")
-        main(given.data, given.seed, given.id_dropout, given.epochs)
+        if wrong := [p for p in given.id_dropout if not 0 <= p < 1]:
+            parser.error(f"--id-dropout has {wrong[0]}; give shares from 0, below 1")
+        main(given.data, list(dict.fromkeys(given.seed)), given.id_dropout, given.epochs)

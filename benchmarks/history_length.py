@@ -27,6 +27,7 @@ from ..training.evaluate import ranks_by
 from ..training.runs import load_run, read_run
 from .command import command
 from .provenance import RESULTS, provenance, write_result
+from .reproduce import check_ml_100k, ml_100k_runs
 
 LENGTHS = (0, 1, 2, 5, 10, 20, 50, 100, 200)
 CUTOFF, LONG = 10, 200
@@ -163,6 +164,8 @@ def draw(found: dict[str, Any]) -> None:
 
 
 def main(runs: list[Path]) -> None:
+    for run in runs:
+        check_ml_100k(run)
     source = provenance(f"python -m frontrow.benchmarks.history_length --run {' '.join(map(str, runs))}")
     found = {"dataset": "ml-100k", "runs": [{"run": r.name, "seed": _seed(r)} for r in runs], **measure(runs), **source}
     print(write_result("history-length", found))
@@ -175,5 +178,5 @@ def _seed(run: Path) -> int:
 
 if __name__ == "__main__":
     with command("history_length", __doc__) as parser:
-        parser.add_argument("--run", nargs="+", type=Path, default=[Path("runs/demo")])
+        parser.add_argument("--run", nargs="+", type=Path, default=ml_100k_runs())
         main(parser.parse_args().run)

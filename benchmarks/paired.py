@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 CUTOFF = 10
@@ -26,3 +28,20 @@ def difference(ours: np.ndarray, base: np.ndarray) -> dict[str, float]:
         beyond = max(0.0, each.mean(1).var(ddof=1) / seeds - each.var(ddof=1) / each.size)
     half = (1.96**2 * by_member + _STUDENT[min(seeds, len(_STUDENT)) - 1] ** 2 * beyond) ** 0.5
     return {"mean": float(each.mean()), "from": float(each.mean() - half), "to": float(each.mean() + half)}
+
+
+def over_worlds(values: Sequence[np.ndarray], members: Sequence[np.ndarray]) -> dict[str, float]:
+    """Mean of values, float64 [V] of each world, with a 95 % interval that holds for other members and other worlds:
+    the values of a member (of `members` int64 [V]) are one cluster, and what worlds differ by beyond that counts by
+    Student's t. One world: over members alone."""
+    every = np.concatenate(values)
+    mean, spread = float(every.mean()), 0.0
+    for own, member in zip(values, members, strict=True):
+        total = np.bincount(np.unique(member, return_inverse=True)[1], own - mean)
+        spread += float(np.square(total).sum())
+    by_member, beyond = spread / len(every) ** 2, 0.0
+    if len(values) > 1:
+        between = float(np.var([own.mean() for own in values], ddof=1)) / len(values)
+        beyond = max(0.0, between - by_member)
+    half = float((1.96**2 * by_member + _STUDENT[min(len(values), len(_STUDENT)) - 1] ** 2 * beyond) ** 0.5)
+    return {"mean": mean, "from": mean - half, "to": mean + half}

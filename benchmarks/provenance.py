@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+TRIALS = Path("runs/trials")
 
 
 def device() -> str:
@@ -58,9 +59,10 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def write_result(name: str, content: dict[str, Any]) -> Path:
-    """results/<name>.json."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+def write_result(name: str, content: dict[str, Any], trial: bool = False) -> Path:
+    """results/<name>.json; of a trial, whose settings are not those that are published, runs/trials/<name>.json."""
+    folder = TRIALS if trial else RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
     path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
     return path

@@ -27,7 +27,7 @@ import numpy as np
 from ..foundation.bundle import read_manifest
 from ..foundation.schema import Schema, default_schema
 from ..training.batches import evaluated_members
-from ..training.data import Dataset, fingerprint
+from ..training.data import Dataset, event_count, fingerprint
 from ..training.evaluate import asked_again, evaluate
 from ..training.export import export_bundle
 from ..training.interactions import Interactions, read_ml_1m
@@ -39,6 +39,7 @@ from .provenance import RESULTS, provenance, write_result
 RUNS = Path("runs/reproduce")
 SEEDS = {"ml-100k": [0, 1, 2, 3, 4], "ml-1m": [0, 1, 2]}
 _OTHER_NAME = "give another name (frontrow reproduce NAME --interactions FILE)"
+ML_100K = 100_000  # events
 ML_1M = [999_611, 6_040, 3_416]  # events, members, titles of the SASRec copy; another version is another data set
 PUBLISHED = (
     ("SASRec+ with 3,000 negatives", 0.3159, 0.1857, "Klenitskiy and Vasilev, RecSys 2023, arXiv 2309.07602"),
@@ -153,6 +154,22 @@ def reproduce(
         else:
             (runs_of / "result.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
     return content
+
+
+def ml_100k_runs() -> list[Path]:
+    """Runs of MovieLens-100K that there are: those of `frontrow reproduce ml-100k`, else the demo's."""
+    finished = [file.parent for file in sorted((RUNS / "ml-100k").glob("seed-*/finished"))]
+    return finished or [Path("runs/demo")]
+
+
+def check_ml_100k(run: Path) -> None:
+    """Raises ValueError if a run was not trained on MovieLens-100K, which a published figure says it was."""
+    data = Path(read_run(run)["data"])
+    if event_count(data) != ML_100K:
+        raise ValueError(
+            f"{run} was trained on {data}, which is not MovieLens-100K; give a run of `frontrow reproduce ml-100k` or "
+            "of `frontrow demo`"
+        )
 
 
 def markdown(found: dict[str, Any]) -> str:

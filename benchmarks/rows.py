@@ -30,13 +30,15 @@ from ..training.batches import training_events
 from ..training.export import LIKED_ACTIONS, candidate_lists, default_rows, in_memory, train_rows
 from ..training.page_metrics import entity_auc, ndcg2d, relevance_of, row_auc
 from ..training.row_ranking import held_out_choices
-from ..training.runs import load_run
+from ..training.runs import load_run, weights_fingerprint
 from ..training.served_rows import served_at
 from ..training.world_log import WorldConfig
 from ..training.world_population import GENRES
 from .command import command, seed_of
 from .page_optimum import shortfalls
+from .paired import difference, over_worlds
 from .provenance import RESULTS, provenance, write_result
+from .reproduce import check_ml_100k, ml_100k_runs
 from .row_orders import ORDERS, RULES, TRUTH, UNBOUND, pages_of, worths
 from .world_model import CONFIG, EPOCHS, EVALUATION_SEEDS, trained_on, world_of
 from .world_visits import chosen_freely, chunks, ranked_at, visits_after, world_rows
@@ -153,13 +155,16 @@ def world_piece(seed: int, config: WorldConfig = CONFIG, epochs: int = EPOCHS) -
     return found
 
 
-def paired(ours: np.ndarray, theirs: np.ndarray, cluster: np.ndarray) -> dict[str, float]:
-    """Mean difference of values [P] with its 95 % interval; pages of one member are one cluster."""
-    each = ours - theirs
-    total = np.bincount(np.unique(cluster, return_inverse=True)[1], each - each.mean())
-    half = 1.96 * float(np.sqrt(np.square(total).sum())) / len(each)
-    mean = float(each.mean())
-    return {"mean": mean, "from": mean - half, "to": mean + half, "share": mean / float(theirs.mean())}
+def ahead(pieces: Sequence[Piece], name: str, measure: str, worlds: bool) -> dict[str, Any]:
+    """How much the row ranker has above another order: the mean difference with its 95 % interval, and as a share of
+    the other, over all and in each piece. Worlds have members of their own; runs of MovieLens share them."""
+    ours, theirs = ([p[f"{of}/{measure}"] for p in pieces] for of in ("row ranker", name))
+    if worlds:
+        found = over_worlds([a - b for a, b in zip(ours, theirs, strict=True)], [p["member"] for p in pieces])
+    else:
+        found = difference(np.stack(ours), np.stack(theirs))
+    shares = [float(a.mean() / b.mean() - 1) for a, b in zip(ours, theirs, strict=True)]
+    return {**found, "share": found["mean"] / float(np.concatenate(theirs).mean()), "by_seed": shares}
 
 
 def summary(kind: str, pieces: dict[str, Piece]) -> dict[str, Any]:
@@ -172,14 +177,6 @@ def summary(kind: str, pieces: dict[str, Piece]) -> dict[str, Any]:
     def joined(key: str) -> np.ndarray:
         return np.concatenate([np.atleast_1d(p[key]) for p in pieces.values()])
 
-    def by_seed(name: str, measure: str) -> list[float]:
-        """How much the row ranker is ahead in each, as a share."""
-        means = [(p[f"row ranker/{measure}"].mean(), p[f"{name}/{measure}"].mean()) for p in pieces.values()]
-        return [float(own / other - 1) for own, other in means]
-
-    # Worlds have members of their own; on MovieLens those of all runs are the same people.
-    member = [p["member"] + (i * 10**9 if kind == "world" else 0) for i, p in enumerate(pieces.values())]
-    cluster = np.concatenate(member)
     values = {m: {n: joined(f"{n}/{m}") for n in names} for m in measures}
     orders = {n: {m: float(values[m][n].mean()) for m in measures} for n in names}
     for name in ORDERS:
@@ -188,14 +185,13 @@ def summary(kind: str, pieces: dict[str, Piece]) -> dict[str, Any]:
     layers = sorted({key.split("/")[0] for key in _any(pieces) if key.startswith("layer ")})
     return {
         "seeds": sorted(pieces),
-        "pages": len(cluster),
+        "pages": len(joined("member")),
         "shape": list(SHAPES[kind]),
         "orders": orders,
         "entity_auc": float(joined("entity_auc").mean()),
         "best_rule": best,
         "ahead": {
-            n: {m: paired(values[m]["row ranker"], values[m][n], cluster) | {"by_seed": by_seed(n, m)}
-                for m in measures}
+            n: {m: ahead(list(pieces.values()), n, m, kind == "world") for m in measures}
             for n in names if n != "row ranker"
         },
         "recall_by_rows": {n: np.mean([p[f"{n}/sweep"] for p in pieces.values()], 0).tolist() for n in ORDERS},
@@ -294,30 +290,28 @@ def _section(kind: str, of: dict[str, Any]) -> list[str]:
     for order, m in of["orders"].items():
         values = [m["ndcg2d"], m["recall"], *([m["value"]] if world else []), m.get("row_auc")]
         lines.append(f"| {order} | {' | '.join('' if v is None else f'{v:.3f}' for v in values)} |")
-    rule = of["best_rule"]["ndcg2d"]
-    ahead = of["ahead"][rule]["ndcg2d"]
+    rule, recall = of["best_rule"]["ndcg2d"], of["best_rule"]["recall"]
     free, true = (of["orders"][n]["ndcg2d"] / of["orders"][rule]["ndcg2d"] - 1 for n in (UNBOUND, TRUTH))
-    each = f"in each {'world' if world else 'run'} {', '.join(f'{share:+.1%}' for share in ahead['by_seed'])}"
-    verdict = "ahead of" if ahead["from"] > 0 else "behind" if ahead["to"] < 0 else "not clearly ahead of"
+    each = ", ".join(f"{share:+.1%}" for share in of["ahead"][rule]["ndcg2d"]["by_seed"])
+    shown = [m for m in (1, 2, 3, 5, 10) if m <= len(of["recall_by_rows"][recall])]
+    sweep = (
+        f"m = {m} " + " and ".join(f"{of['recall_by_rows'][n][m - 1]:.3f}" for n in ("row ranker", recall))
+        for m in shown
+    )
     text = (
-        f"The row ranker is {verdict} rows by {rule}, the best of the four rules: {ahead['share']:+.1%} in NDCG2D "
-        f"({ahead['mean']:+.4f}, {ahead['from']:+.4f} to {ahead['to']:+.4f}; {each}). Against the same rule, the best "
+        f"NDCG2D of the row ranker less that of rows by {rule}, the best of the four rules: "
+        f"{_gap(of, rule, 'ndcg2d')}; in each {'world' if world else 'run'} {each}. Against the same rule, the best "
         f"titles by score, placed without regard to rows, have {free:+.1%}, and rows in the order of the truth "
-        f"{true:+.1%}. Recall@m-by-4, row ranker and rows by {rule}: "
-        + ", ".join(
-            f"m = {m} {of['recall_by_rows']['row ranker'][m - 1]:.3f} and {of['recall_by_rows'][rule][m - 1]:.3f}"
-            for m in (1, 2, 3, 5, 10)
-            if m <= len(of["recall_by_rows"][rule])
-        )
-        + "."
+        f"{true:+.1%}. Less that of its part titles alone: {_gap(of, 'titles alone', 'ndcg2d')}. Recall@3-by-4 less "
+        f"that of rows by {recall}, the best rule there: {_gap(of, recall, 'recall')}. Recall@m-by-4, row ranker and "
+        f"rows by {recall}: {', '.join(sweep)}."
     )
     if world:
-        rule = of["best_rule"]["value"]
-        value, oracle = of["ahead"][rule]["value"], of["orders"]["oracle"]["value"]
+        rule, oracle = of["best_rule"]["value"], of["orders"]["oracle"]["value"]
         text += (
-            f" Page value, the chance of an enjoyed play, is {value['share']:.1%} above rows by {rule} "
-            f"({value['mean']:.4f}, from {value['from']:.4f} to {value['to']:.4f}) and "
-            f"{of['orders']['row ranker']['value'] / oracle:.0%} of the oracle's, which also knows the titles' truth."
+            f" Page value, the chance of an enjoyed play, less that of rows by {rule}: {_gap(of, rule, 'value')}. It "
+            f"is {of['orders']['row ranker']['value'] / oracle:.0%} of the oracle's, which also knows the titles' "
+            "truth, and places them from the top down."
         )
     layers = [f"| frozen layer | {' | '.join(heads)} | NDCG2D, state alone | Row-AUC, state alone |",
               "|---" * (len(heads) + 3) + "|"]  # fmt: skip
@@ -330,21 +324,25 @@ def _section(kind: str, of: dict[str, Any]) -> list[str]:
             "\n".join(lines), text, "\n".join(layers)]  # fmt: skip
 
 
-def default_runs() -> list[Path]:
-    """Runs of MovieLens-100K that there are: those of `frontrow reproduce ml-100k`, else the demo's."""
-    finished = [f.parent for f in sorted(Path("runs/reproduce/ml-100k").glob("*/finished"))]
-    return finished or [Path("runs/demo")]
+def _gap(of: dict[str, Any], name: str, measure: str) -> str:
+    gap = of["ahead"][name][measure]
+    return f"{gap['mean']:+.4f} ({gap['from']:+.4f} to {gap['to']:+.4f}), which is {gap['share']:+.1%}"
 
 
 def main(runs: Sequence[Path], worlds: Sequence[int], command: str) -> None:
     source = provenance(command)
     PIECES.mkdir(parents=True, exist_ok=True)
     pieces: dict[str, dict[str, Piece]] = {"movielens": {}, "world": {}}
+    if len({run.name for run in runs}) < len(runs):
+        raise ValueError(f"several of {', '.join(map(str, runs))} have one name; give runs of different names")
+    for run in runs:
+        check_ml_100k(run)
     work = [("movielens", run.name, run) for run in runs] + [("world", str(seed), seed) for seed in worlds]
     content: dict[str, Any] = {"assembly": assembly()}
     for kind, name, of in work:
-        file = PIECES / f"{kind}-{name}-{source['commit']}.npz"
-        if not file.is_file():
+        made_of = f"-{weights_fingerprint(of)[:12]}" if isinstance(of, Path) else ""
+        file = PIECES / f"{kind}-{name}{made_of}-{source['commit']}.npz"
+        if not file.is_file() or file.stem.endswith("-dirty"):
             np.savez(file, **(movielens(of) if isinstance(of, Path) else world_piece(of)))  # type: ignore[arg-type]
         with np.load(file) as stored:
             pieces[kind][name] = dict(stored)
@@ -356,8 +354,12 @@ def main(runs: Sequence[Path], worlds: Sequence[int], command: str) -> None:
 
 if __name__ == "__main__":
     with command("rows", __doc__) as parser:
-        parser.add_argument("--run", nargs="*", type=Path, default=default_runs())
+        parser.add_argument("--run", nargs="*", type=Path, default=ml_100k_runs())
         parser.add_argument("--world", nargs="*", type=seed_of, default=list(EVALUATION_SEEDS))
         given = parser.parse_args()
         asked = [*(["--run", *map(str, given.run)]), *(["--world", *map(str, given.world)])]
-        main(given.run, given.world, f"python -m frontrow.benchmarks.rows {' '.join(asked)}")
+        main(
+            list(dict.fromkeys(given.run)),
+            list(dict.fromkeys(given.world)),
+            f"python -m frontrow.benchmarks.rows {' '.join(asked)}",
+        )

@@ -38,6 +38,7 @@ from .provenance import provenance, write_result
 
 RUNS = Path("runs/stability")
 SEEDS = (101, 102, 103)
+WARM_EPOCHS = 4
 METRIC = "ndcg@10"
 TURNED = {"as they are": "none", "orthogonal map": "orthogonal", "balanced, then orthogonal": "balanced"}
 
@@ -225,13 +226,14 @@ def main(seeds: list[int], epochs: int, warm_epochs: int) -> None:
     for seed in seeds:
         runs.append(measure(seed, epochs, warm_epochs))
         print(runs[-1], flush=True)
-        write_result("stability", {"simulated": True, "seeds": runs, **source})
+        trial = (epochs, warm_epochs) != (TrainConfig().epochs, WARM_EPOCHS)
+        print(write_result("stability", {"simulated": True, "seeds": runs, **source}, trial))
 
 
 if __name__ == "__main__":
     with command("stability", __doc__) as parser:
         parser.add_argument("--seed", nargs="+", type=seed_of, default=list(SEEDS))
         parser.add_argument("--epochs", type=positive, default=TrainConfig().epochs)
-        parser.add_argument("--warm-epochs", type=positive, default=4)
+        parser.add_argument("--warm-epochs", type=positive, default=WARM_EPOCHS)
         given = parser.parse_args()
         main(given.seed, given.epochs, given.warm_epochs)

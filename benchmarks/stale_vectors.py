@@ -36,7 +36,7 @@ from ..training.world import World
 from ..training.world_log import WorldConfig
 from ..training.world_population import DAY, Visits
 from .command import command, seed_of
-from .paired import gain
+from .paired import gain, over_worlds
 from .provenance import provenance, write_result
 from .world_model import CONFIG, EPOCHS, EVALUATION_SEEDS, world_of
 
@@ -160,15 +160,6 @@ def eligible(world: World, visits: Visits) -> np.ndarray:
     return out & titles.available[visits.locale] & (memory.progress == 0)
 
 
-def clustered(values: np.ndarray, cluster: np.ndarray) -> dict[str, float]:
-    """Mean of values [V] with a 95 % interval over clusters (members, who visit several times)."""
-    _, at = np.unique(cluster, return_inverse=True)
-    mean = values.mean()
-    spread = np.bincount(at, weights=values - mean)
-    half = 1.96 * np.sqrt((spread**2).sum()) / len(values)
-    return {"mean": float(mean), "from": float(mean - half), "to": float(mean + half)}
-
-
 MEASURES: dict[str, Callable[[dict], np.ndarray]] = {
     "hr@10": lambda found: (np.array(found["ranks"]) < LIST).astype(float),
     "ndcg@10": lambda found: gain(np.array(found["ranks"])),
@@ -178,7 +169,7 @@ MEASURES: dict[str, Callable[[dict], np.ndarray]] = {
 
 def summary(worlds: Sequence[dict]) -> dict[str, Any]:
     """Means of every method and staleness over the visits of all worlds, and differences to the next event alone."""
-    cluster = np.concatenate([np.array(w["members"]) + i * 10**9 for i, w in enumerate(worlds)])
+    members = [np.array(w["members"]) for w in worlds]
     plain = next(iter(HALF_LIVES))
 
     def cell(method: str, stale: str, measure: str) -> dict[str, Any]:
@@ -188,7 +179,7 @@ def summary(worlds: Sequence[dict]) -> dict[str, Any]:
             return mean
         each = [a - b for a, b in zip(ours, theirs, strict=True)]
         return mean | {
-            "difference": clustered(np.concatenate(each), cluster),
+            "difference": over_worlds(each, members),
             "by_world": [float(d.mean()) for d in each],
         }
 
@@ -196,8 +187,12 @@ def summary(worlds: Sequence[dict]) -> dict[str, Any]:
         method: {stale: {m: cell(method, stale, m) for m in MEASURES} for stale in worlds[0]["methods"][plain]}
         for method in HALF_LIVES
     }
-    seeds, members = [w["seed"] for w in worlds], len(np.unique(cluster))
-    return {"worlds": seeds, "visits": len(cluster), "members": members, "methods": table}
+    return {
+        "worlds": [w["seed"] for w in worlds],
+        "visits": sum(map(len, members)),
+        "members": sum(len(np.unique(m)) for m in members),
+        "methods": table,
+    }
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -205,11 +200,11 @@ def markdown(found: dict[str, Any]) -> str:
     size = found["world"]
     lines = [
         f"Simulated, worlds {', '.join(map(str, found['worlds']))}, of {size['members']:,} members and "
-        f"{size['titles']:,} titles each: {found['visits']:,} visits of the last {found['held_out_days']} days; of "
+        f"{size['titles']:,} titles each: {found['visits']:,} visits of the last {found['held_out_days']} days, of "
         "which nothing was trained on. The vector is as old as the column says, and told nothing of the request unless "
         "said (gap: since the last event, when the vector was made). Ranked are titles that are out, available and not "
         "played before. In brackets: the difference to training on the next event alone, with a 95 % interval over "
-        "members.",
+        "members and worlds.",
         "",
     ]
     for measure, title in (("ndcg@10", "NDCG@10 of the next new title"), ("hr@10", "HR@10 of it"),

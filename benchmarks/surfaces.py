@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,16 @@ from ..foundation.model import FoundationModel
 from ..serving.homepage import CANDIDATES
 from ..serving.search import TIERS, TitleSearch, plain, without_article, words_of
 from ..serving.surfaces import NEIGHBOURS
-from ..training.batches import Part, evaluated_members, target_positions
+from ..training.batches import Part, evaluated_members, target_positions, training_events
 from ..training.data import Dataset
 from ..training.evaluate import model_scorer
 from ..training.runs import load_run
 from ..training.world import World
 from ..training.world_population import DAY, DEVICES, LOCALES
 from .command import command, seed_of
+from .paired import over_worlds
 from .provenance import RESULTS, provenance, write_result
+from .reproduce import check_ml_100k, ml_100k_runs
 from .world_model import EVALUATION_SEEDS, trained_on, world_of
 
 TYPED = (3, 8)
@@ -128,11 +130,12 @@ def reciprocal(ranks: np.ndarray) -> np.ndarray:
     return np.where(ranks < NOWHERE, 1.0 / (ranks + 1.0), 0.0)
 
 
-def difference(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
-    """Of MRR, one by one: the mean and its 95 % interval."""
-    each = reciprocal(ours) - reciprocal(theirs)
-    half = 1.96 * each.std(ddof=1) / len(each) ** 0.5
-    return {"mrr": float(each.mean()), "from": float(each.mean() - half), "to": float(each.mean() + half)}
+def difference(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> dict[str, float]:
+    """Of MRR, one by one, of each world: the mean and its 95 % interval over members, each of whom asks once, and
+    worlds."""
+    each = [reciprocal(a) - reciprocal(b) for a, b in zip(ours, theirs, strict=True)]
+    found = over_worlds(each, [np.arange(len(values)) for values in each])
+    return {"mrr": found.pop("mean"), **found}
 
 
 def search_table(by_seed: dict[int, dict[int, dict[str, np.ndarray]]]) -> dict[str, Any]:
@@ -147,8 +150,10 @@ def search_table(by_seed: dict[int, dict[int, dict[str, np.ndarray]]]) -> dict[s
             "titles_found": float(np.median(count)),
             "ranked_by": {name: measures(ranks) for name, ranks in together.items()},
             "mrr_by_seed": {name: [measures(ranks[name])["mrr"] for ranks in of] for name in together},
-            "model - popularity": difference(together["model"], together["popularity"]),
-            "told - not told the canvas": difference(together["model"], together["model, not told the canvas"]),
+            "model - popularity": difference(*([f[name] for f in of] for name in ("model", "popularity"))),
+            "told - not told the canvas": difference(
+                *([f[name] for f in of] for name in ("model", "model, not told the canvas"))
+            ),
         })  # fmt: skip
     seeds = list(by_seed)
     return {"simulated": True, "seeds": seeds, "searches": sum(len(f[TYPED[0]]["model"]) for f in by_seed.values()),
@@ -188,7 +193,8 @@ def like_this(run: Path) -> dict[str, Any]:
     with torch.inference_mode():
         vectors = model.title_vectors().float().numpy()
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    plays = np.bincount(data.title_indices(), minlength=len(vectors)).astype(float)
+    index = data.title_indices()
+    plays = np.bincount(index[training_events(data) & (index >= 0)], minlength=len(vectors)).astype(float)
 
     def scores(part: Part, with_request: bool) -> np.ndarray:
         score = model_scorer(model, data, part, with_request)
@@ -204,7 +210,8 @@ def like_this(run: Path) -> dict[str, Any]:
     asked, _, seen = last_and_next(data, members, "test")
     dot, cosine = (np.where(seen, -np.inf, v[asked] @ v.T) for v in (vectors, unit))
     near, popularity = nearest(dot, NEIGHBOURS), np.broadcast_to(plays, dot.shape)
-    everything, told = nearest(np.where(seen, -np.inf, 0.0), int((~seen).sum(1).min())), scores("test", True)
+    everything = np.broadcast_to(np.arange(len(vectors)), dot.shape)
+    told = np.where(seen, -np.inf, scores("test", True))
     table = {
         "similarity": ranked("test", near, dot),
         "similarity, cosine": ranked("test", nearest(cosine, NEIGHBOURS), cosine),
@@ -225,9 +232,9 @@ def like_this(run: Path) -> dict[str, Any]:
         "members": len(members),
         "neighbours": NEIGHBOURS,
         "ranked_by": table,
-        "model - similarity": difference(ranks["model"], ranks["similarity"]),  # type: ignore[arg-type]
-        "model - popularity": difference(ranks["model"], ranks["popularity"]),  # type: ignore[arg-type]
-        "similarity - cosine": difference(ranks["similarity"], ranks["similarity, cosine"]),  # type: ignore[arg-type]
+        "model - similarity": difference([ranks["model"]], [ranks["similarity"]]),  # type: ignore[list-item]
+        "model - popularity": difference([ranks["model"]], [ranks["popularity"]]),  # type: ignore[list-item]
+        "similarity - cosine": difference([ranks["similarity"]], [ranks["similarity, cosine"]]),  # type: ignore[list-item]
         "validation_by_neighbours": choice,
     }
 
@@ -345,6 +352,7 @@ def main(parts: list[str], seeds: list[int], run: Path) -> None:
     if "time" in parts:
         keep("time", look_ups())
     if "more_like_this" in parts:
+        check_ml_100k(run)
         keep("more_like_this", like_this(run), f" --run {run}")
     if "search" in parts:
         by_seed = {}
@@ -361,7 +369,7 @@ if __name__ == "__main__":
         parser.add_argument(
             "--seed", nargs="+", type=seed_of, default=list(EVALUATION_SEEDS), help="worlds to search in"
         )
-        parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="of MovieLens-100K, finished")
+        parser.add_argument("--run", type=Path, default=ml_100k_runs()[0], help="of MovieLens-100K, finished")
         given = parser.parse_args()
         if strange := sorted(set(given.parts) - set(PARTS)):
             parser.error(f"no part {strange[0]!r}; give some of {', '.join(PARTS)}")

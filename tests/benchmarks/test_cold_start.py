@@ -123,11 +123,8 @@ def test_the_section_on_cold_titles_has_the_results_figures(result: dict[str, An
         assert re.findall(r"[\d.]+", line)[-2:] == [f"{run['among_new'][name][m]:.3f}" for m in ("hr@10", "ndcg@10")]
 
 
-def test_the_picture_of_cold_titles_is_drawn(
-    result: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cold_start, "RESULTS", tmp_path)
-    cold_start.draw(result)
+def test_the_picture_of_cold_titles_is_drawn(result: dict[str, Any], tmp_path: Path) -> None:
+    cold_start.draw(result, tmp_path / "cold-start.png")
     assert (tmp_path / "cold-start.png").stat().st_size > 5000
 
 

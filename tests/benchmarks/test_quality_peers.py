@@ -18,8 +18,10 @@ def test_a_kept_run_is_used_only_if_the_same_made_it(tmp_path: Path) -> None:
 
     file = tmp_path / "runs" / "frontrow-0.json"
     for made_by, times in (({"recipe": "a"}, 1), ({"recipe": "a"}, 1), ({"recipe": "b"}, 2)):
-        ranks, how = quality_peers._kept(file, made_by, once)["frontrow"]
-        assert (ranks.tolist(), how, len(made)) == ([0, 3], {"epoch": times}, times)
+        source = {"commit": f"after {len(made)}", "device": "x", "date": "y", "versions": {}}
+        ranks, how = quality_peers._kept(file, made_by, source, once)["frontrow"]
+        made_then = {"commit": f"after {times - 1}", "device": "x", "date": "y"}
+        assert (ranks.tolist(), how, len(made)) == ([0, 3], {"epoch": times} | made_then, times)
 
 
 def test_the_text_says_how_far_each_is_behind_both_of_ours() -> None:

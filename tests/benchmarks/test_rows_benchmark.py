@@ -111,13 +111,21 @@ def test_the_worlds_rows_have_the_worlds_ids() -> None:
     assert {s.row_id for s in specs} == {1, 2, 4, 5, 6, 10, 11, *range(100, 100 + len(GENRES))}
 
 
-def test_pages_of_one_member_are_one_cluster() -> None:
-    ours, theirs = np.array([1.0, 1.0, 0.0, 0.0]), np.zeros(4)
-    alone = bench.paired(ours, theirs + 0.1, np.arange(4))
-    together = bench.paired(ours, theirs + 0.1, np.array([0, 0, 1, 1]))
-    assert alone["mean"] == together["mean"] == pytest.approx(0.4)
-    assert alone["share"] == pytest.approx(4)
-    assert together["to"] - together["from"] == pytest.approx((alone["to"] - alone["from"]) * 2**0.5)
+def test_worlds_have_members_of_their_own_and_runs_share_them() -> None:
+    pieces: list[bench.Piece] = [
+        {
+            "row ranker/ndcg2d": np.array([1.0, 1.0, 0.0, 0.0]) + i,
+            "size/ndcg2d": np.full(4, 0.5),
+            "member": np.arange(4),
+        }
+        for i in range(2)
+    ]
+    found = {worlds: bench.ahead(pieces, "size", "ndcg2d", worlds) for worlds in (False, True)}
+    for of in found.values():
+        assert of["mean"] == pytest.approx(0.5)
+        assert of["share"] == pytest.approx(1.0)
+        assert of["by_seed"] == pytest.approx([0.0, 2.0])
+    assert found[True]["to"] > 0.5 + 12.7 * 0.3, "two worlds that differ by one say little of others"
 
 
 def test_the_text_is_made_of_the_result_alone(store: Store, ranked: list[Ranked], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from frontrow.benchmarks import stale_vectors
-from frontrow.benchmarks.stale_vectors import asked_visits, clustered, datasets, member_vectors
+from frontrow.benchmarks.stale_vectors import asked_visits, datasets, member_vectors
 from frontrow.benchmarks.world_model import world_of
 from frontrow.foundation.encoding import bucket, serving_tokens
 from frontrow.foundation.model import FoundationModel, ModelConfig
@@ -100,13 +100,6 @@ def test_what_is_told_is_time_and_device_but_not_the_row(
     assert told_gap[:, data.schema.spans["gap"][0]].tolist() == bucket(gap, since).tolist()
     others = [c for c in data.schema.request_columns if c != data.schema.spans["gap"][0]]
     assert not told_gap[:, others].any()
-
-
-def test_an_interval_over_members_counts_a_members_visits_as_one() -> None:
-    values = np.array([1.0, 1.0, 0.0, 0.0])
-    apart, together = clustered(values, np.arange(4)), clustered(values, np.array([0, 0, 1, 1]))
-    assert apart["mean"] == together["mean"] == 0.5
-    assert together["to"] - together["mean"] == pytest.approx(2**0.5 * (apart["to"] - apart["mean"]))
 
 
 def test_the_text_has_what_was_measured_and_the_difference_to_the_next_event_alone() -> None:

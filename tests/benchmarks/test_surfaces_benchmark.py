@@ -65,7 +65,7 @@ def test_every_member_searches_once_after_the_log_for_what_is_there(tmp_path: Pa
 def test_measures_of_ranks_with_what_was_not_found() -> None:
     ranks = np.array([0, 1, 9, 10, NOWHERE])
     assert measures(ranks) == {"hr@10": 0.6, "mrr": (1 + 1 / 2 + 1 / 10 + 1 / 11) / 5}
-    gain = difference(np.zeros(50), np.tile([0, 1], 25))
+    gain = difference([np.zeros(50)], [np.tile([0, 1], 25)])
     assert gain["mrr"] == 0.25
     assert 0 < gain["from"] < 0.25 < gain["to"]
 

@@ -137,14 +137,16 @@ def test_the_nearest_way_is_taken_and_products_stay() -> None:
     q = np.linalg.qr(rng.normal(size=(24, 24)))[0]
     spaces = {
         "as they are": replace(reference, titles=reference.titles + 1e-3 * torch.randn(300, 24)),
-        "orthogonal map": moved(replace(reference, members=reference.members * torch.linspace(0.8, 1.3, 24)), (q, q)),
+        "orthogonal map": moved(reference, (q, q)),
         "balanced": turned(reference, 2),
     }
     for best, new in spaces.items():
-        far = {way: drift(moved(new, pair), reference) for way, pair in ways(new, reference).items()}
-        assert min(far, key=lambda way: _apart(far[way])) == best
-        for pair in ways(new, reference).values():
-            np.testing.assert_allclose(pair[0] @ pair[1].T, np.eye(24), atol=1e-9)
+        pairs = ways(new, reference)
+        far = {way: _apart(drift(moved(new, pair), reference)) for way, pair in pairs.items()}
+        assert far[best] <= min(far.values()) + 1e-9
+        assert far["as they are"] > 0.1 or best == "as they are"
+        for p, q_ in pairs.values():
+            np.testing.assert_allclose(p @ q_.T, np.eye(24), atol=1e-9)
 
 
 def test_a_bundle_is_aligned_to_itself_by_leaving_it_as_it_is(tiny_run: TinyRun, tiny_bundle: Path) -> None:
