@@ -112,8 +112,7 @@ def reproduce(
 ) -> dict[str, Any]:
     """Trains and evaluates each seed; the result so far is written after each. bar(seed) yields what takes its
     progress. trial: of another recipe, which is no published result."""
-    source, published = provenance(command), name in SEEDS and not trial
-    runs_of = RUNS / (f"{name}-trial" if trial and name in SEEDS else name)
+    source, runs_of, published = provenance(command), _runs_of(name, trial), name in SEEDS and not trial
     runs: list[dict[str, Any]] = []
     content: dict[str, Any] = {}
     rows: dict[str, Any] = {}
@@ -152,7 +151,7 @@ def reproduce(
             write_result(name, content)
             shutil.copy(runs_of / f"seed-{seeds[0]}" / "curves.png", RESULTS / f"{name}-curves.png")
         else:
-            (runs_of / "result.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+            result_file(name, trial).write_text(json.dumps(content, indent=1) + "\n", "utf-8")
     return content
 
 
@@ -160,6 +159,15 @@ def ml_100k_runs() -> list[Path]:
     """Runs of MovieLens-100K that there are: those of `frontrow reproduce ml-100k`, else the demo's."""
     finished = [file.parent for file in sorted((RUNS / "ml-100k").glob("seed-*/finished"))]
     return finished or [Path("runs/demo")]
+
+
+def _runs_of(name: str, trial: bool) -> Path:
+    return RUNS / (f"{name}-trial" if trial and name in SEEDS else name)
+
+
+def result_file(name: str, trial: bool) -> Path:
+    """Where the result stands: among the published ones, or beside the runs."""
+    return RESULTS / f"{name}.json" if name in SEEDS and not trial else _runs_of(name, trial) / "result.json"
 
 
 def check_ml_100k(run: Path) -> None:

@@ -71,7 +71,7 @@ def outcome(model: FoundationModel, data: Dataset, old: np.ndarray, run: Path | 
     test = ranking_metrics(ranks_of_targets(model, data, "test"))
     found: dict[str, Any] = {"test": test, "test_new_titles": on_new_titles(model, data, old)}
     if run is not None:
-        lines = read_metrics(run)
+        lines = [line for line in read_metrics(run) if line["epoch"]]  # 0: what a warm start began from
         found |= {
             "epoch": int(best_epoch(run)["epoch"]),
             "validation": [line[f"validation_{METRIC}"] for line in lines],

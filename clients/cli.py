@@ -185,7 +185,9 @@ def train(
         print_json({"run": str(run), **best})
     else:
         done = "trained" if last["epoch"] >= 0 else "is trained already"
-        text = f"{run} {done}: best weights of epoch {best['epoch']:.0f}, {show.metrics(best)}; metrics.csv, curves.png"
+        kept = "those it began from, better than any epoch" if begin_from and not best["epoch"] else "the best"
+        found = show.metrics({name: value for name, value in best.items() if name.startswith("validation_")})
+        text = f"{run} {done}: weights of epoch {best['epoch']:.0f}, {kept}, {found}; metrics.csv, curves.png"
         console.print(text, soft_wrap=True, highlight=False)
 
 

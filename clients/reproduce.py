@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
-from ..benchmarks.reproduce import SEEDS, prepare, reproduce
+from ..benchmarks.reproduce import SEEDS, prepare, reproduce, result_file
 from ..training.data import event_count, load_dataset
 from ..training.interactions import read_interactions
 from ..training.recipe import Size, recipe, size_for
@@ -41,6 +41,9 @@ def run_reproduce(
     config = config if epochs is None else replace(config, epochs=epochs)
 
     def bar(seed: int) -> AbstractContextManager[Callable[[Progress], None]]:
+        if not as_json:
+            most = f"at most {config.epochs} epochs"
+            errors.print(f"{name}, seed {seed}: {most}; stopped, the same command goes on", highlight=False)
         return show.training_bar(errors, config.epochs, quiet=as_json, of=f"seed {seed}, ")
 
     # Where somebody keeps their files says nothing about the result.
@@ -51,3 +54,4 @@ def run_reproduce(
         print_json(result)
     else:
         show.reproduction(console, result)
+        console.print(f"result: {result_file(name, trial)}", soft_wrap=True, highlight=False)

@@ -31,16 +31,18 @@ _NEVER = ("entity_type", "duration", "device", "canvas", "locale")  # fields tha
 class Interactions:
     """member_id, title_id: int64 [T], in the order of the file. timestamp: [T], checked when it is
     loaded. rating: float64 [T].
-    titles: a table with title_id, name and, where known, genres (list<string>) and year."""
+    titles: a table with title_id, name and, where known, genres (list<string>) and year. members: where they were
+    texts, a table of member_id and member."""
 
     member_id: np.ndarray
     title_id: np.ndarray
     timestamp: pa.ChunkedArray | None
     rating: np.ndarray | None
     titles: pa.Table
+    members: pa.Table | None = None
 
     def write(self, folder: Path) -> Path:
-        """events.parquet and titles.parquet in `folder`."""
+        """events.parquet and titles.parquet in `folder`; members.parquet where members were texts."""
         count = len(self.member_id)
         action = [f"rate_{r:g}" for r in self.rating] if self.rating is not None else ["choose"] * count
         what = pa.StructArray.from_arrays(
@@ -49,6 +51,8 @@ class Interactions:
         timestamp = np.zeros(count, np.int64) if self.timestamp is None else self.timestamp
         events = pa.table({"member_id": self.member_id, "timestamp": timestamp, "what": what})
         write_dataset(folder, events, self.titles)
+        if self.members is not None:
+            pq.write_table(self.members, folder / "members.parquet")
         return folder
 
     def schema(self) -> Schema:
@@ -71,7 +75,8 @@ class Interactions:
 def read_interactions(file: Path, titles: Path | None = None) -> Interactions:
     """From CSV or Parquet with the columns member, title and perhaps timestamp (seconds) and rating; ids are integers
     or texts. titles: CSV or Parquet with the column title and perhaps name, year and genres (a list, or a text with |
-    between). Members and titles keep ids that are integers; texts are numbered in their order. Raises DataError."""
+    between). Members and titles keep ids that are integers; texts are numbered in their order, and stand in
+    members.parquet and in the titles' names. Raises DataError."""
     table = _table(file, COLUMNS, ("member", "title"))
     strange = [name for name in table.column_names if name not in COLUMNS]
     if strange and "timestamp" not in table.column_names:
@@ -79,7 +84,10 @@ def read_interactions(file: Path, titles: Path | None = None) -> Interactions:
             f"{file} has no column 'timestamp', and {', '.join(map(repr, strange))}, which nobody reads: name the one "
             "that has the times 'timestamp', or leave such columns out, and the order of lines is the order in time"
         )
-    member_id, _ = _numbered(file, table, "member")
+    member_id, texts = _numbered(file, table, "member")
+    different = np.unique(member_id)
+    same = texts == [str(i) for i in different]
+    members = None if same else pa.table({"member_id": different, "member": texts})
     title_id, names = _numbered(file, table, "title")
     of_title = dict(zip(np.unique(title_id).tolist(), names, strict=True))
     columns: dict[str, list[object]] = {}
@@ -91,7 +99,7 @@ def read_interactions(file: Path, titles: Path | None = None) -> Interactions:
         | {name: pa.array(values) for name, values in columns.items()}
     )
     timestamp = table["timestamp"] if "timestamp" in table.column_names else None
-    return Interactions(member_id, title_id, timestamp, _ratings(file, table), listed)
+    return Interactions(member_id, title_id, timestamp, _ratings(file, table), listed, members)
 
 
 def read_ml_1m(folder: Path) -> Interactions:

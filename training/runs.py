@@ -1,8 +1,8 @@
 """A run directory: what was trained, on what, with which settings, and what came out.
 
 run.json: data folder, its fingerprint, schema and settings, and the run that it began from. vocabularies.json: the
-values of each field, for runs that begin from this one. metrics.csv and curves.png: a line per epoch. best.pt:
-the weights of the best validation epoch. evaluation.json: the table of `frontrow evaluate`.
+values of each field, for runs that begin from this one. metrics.csv and curves.png: a line per epoch, 0 for what a warm
+start began from. best.pt: the weights of the best validation epoch. evaluation.json: the table of `frontrow evaluate`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -187,9 +188,9 @@ def draw_curves(run_dir: Path) -> None:
     rows, best = read_metrics(run_dir), best_epoch(run_dir)["epoch"]
     epochs = [row["epoch"] for row in rows]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    for column in rows[0]:
-        values = [row[column] for row in rows]
-        if column.startswith("loss_") and any(values):
+    for column in rows[-1]:
+        values = [row.get(column, math.nan) for row in rows]  # what a run began from has no losses
+        if column.startswith("loss_") and rows[-1][column]:
             left.plot(epochs, values, label=column.removeprefix("loss_"))
         elif column.startswith("validation_"):
             right.plot(epochs, values, label=column.removeprefix("validation_"))
@@ -201,6 +202,6 @@ def draw_curves(run_dir: Path) -> None:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
     name = " ".join(run_dir.resolve().parts[-2:])
-    figure.suptitle(f"{name}: {len(rows)} epochs")
+    figure.suptitle(f"{name}: {rows[-1]['epoch']:.0f} epochs")
     figure.savefig(run_dir / "curves.png", dpi=120)
     plt.close(figure)

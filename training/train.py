@@ -102,8 +102,8 @@ def train(
 ) -> FoundationModel:
     """Train a model and return it with the weights of its best validation epoch.
 
-    start: what it begins with, in place of random weights. build, batches_of: another model or other batches than the
-    product's, to compare them.
+    start: what it begins with, in place of random weights; kept, as epoch 0, if no epoch is better. build, batches_of:
+    another model or other batches than the product's, to compare them.
     run_dir gets `metrics.csv` (a line per epoch), `checkpoint.pt` (for `resume`) and `best.pt`.
     Raises FloatingPointError when the loss is not finite, ValueError for data too small to train or validate on.
     """
@@ -129,6 +129,10 @@ def train(
     state = _State()
     if resume and (run_dir / "checkpoint.pt").is_file():
         state = _load_checkpoint(run_dir / "checkpoint.pt", model, optimizer, rank, world, config)
+    if start is not None and state.epoch == 0:  # it may be better than what training makes of it
+        validation = _validate(model, data, rank, world)
+        state.best = validation["ndcg@10"]
+        state.history = [_line(0, 0.0, (0.0, 0.0), 0.0, {}, validation)]
     while state.epoch < config.epochs and state.epoch - state.best_epoch < config.patience:
         started = time.monotonic()
         batches = list(
@@ -171,6 +175,8 @@ def train(
             state.best, state.best_epoch = validation["ndcg@10"], state.epoch
             if rank == 0:
                 _save(run_dir / "best.pt", model.state_dict())
+        elif start is not None and state.epoch == 1 and rank == 0:
+            _save(run_dir / "best.pt", start.weights)
         means = {name: s / len(batches) for name, s in sums.items()}
         seconds = time.monotonic() - started
         state.history.append(_line(state.epoch, seconds, speed, rate, means, validation))

@@ -136,10 +136,15 @@ def test_runs_that_are_there_are_not_made_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_folder: Path
 ) -> None:
     written: list[dict] = []
+
+    def kept(name: str, content: dict, trial: bool) -> Path:
+        assert trial, "one epoch is not what is published"
+        written.append(content)
+        return tmp_path / f"{name}.json"
+
     monkeypatch.setattr(ablations, "RUNS", tmp_path)
-    monkeypatch.setattr(ablations, "RESULTS", tmp_path)
     monkeypatch.setattr(ablations, "dataset", lambda schema: load_dataset(tiny_folder, schema))
-    monkeypatch.setattr(ablations, "write_result", lambda name, content: written.append(content))
+    monkeypatch.setattr(ablations, "write_result", kept)
     ablations.main(["no-gap"], [0], epochs=1, workers=1)
     assert written == [], "there is no base to compare with"
     ablations.main(["base", "no-gap"], [0], epochs=1, workers=1)

@@ -50,6 +50,15 @@ def test_ids_that_are_written_differently_are_different(tmp_path: Path) -> None:
     given = read_interactions(tmp_path / "plays.csv", tmp_path / "titles.csv")
     assert given.titles["name"].to_pylist() == ["Zero one", "One", "2"]
     assert given.member_id.tolist() == [1, 1, 2], "these are written as integers are"
+    assert given.members is None
+
+
+def test_members_that_were_texts_can_be_found_again(tmp_path: Path) -> None:
+    (tmp_path / "plays.csv").write_text(CSV)
+    folder = read_interactions(tmp_path / "plays.csv").write(tmp_path / "set")
+    assert pq.read_table(folder / "members.parquet").to_pylist() == [
+        {"member_id": 0, "member": "ann"}, {"member_id": 1, "member": "bob"},
+    ]  # fmt: skip
 
 
 def test_ids_that_int64_does_not_hold_are_named(tmp_path: Path) -> None:

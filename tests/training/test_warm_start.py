@@ -18,7 +18,8 @@ from frontrow.foundation.schema import FIRST, UNKNOWN, Field, Schema, default_sc
 from frontrow.training import warm_start as warm_start_module
 from frontrow.training.batches import evaluation_batch, trained_titles
 from frontrow.training.data import Dataset, load_dataset, read_table, write_dataset
-from frontrow.training.runs import load_run, read_earlier, read_run, train_run
+from frontrow.training.evaluate import ranking_metrics, ranks_of_targets
+from frontrow.training.runs import best_epoch, load_run, read_earlier, read_metrics, read_run, train_run
 from frontrow.training.similar_titles import mixing_weights
 from frontrow.training.train import build_model, train
 from frontrow.training.warm_start import Earlier, warm_start
@@ -193,10 +194,10 @@ def test_a_new_field_learns(earlier: Earlier, tiny_run: TinyRun, newer_folder: P
     """Zero is where it begins, not where it stays."""
     data = load_dataset(newer_folder, more_fields(default_schema()))
     start = warm_start(earlier, build_model(data, tiny_run.config.model), data)
-    model = train(data, replace(tiny_run.config, epochs=1), tmp_path, start=start)
-    weight = start.weights["events.projection.weight"][:, :8]
-    assert not weight.any()
-    assert model.events.projection.weight[:, :8].abs().max() > 1e-3
+    train(data, replace(tiny_run.config, epochs=1), tmp_path, start=start)
+    assert not start.weights["events.projection.weight"][:, :8].any()
+    trained = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["model"]
+    assert trained["events.projection.weight"][:, :8].abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -289,6 +290,20 @@ def test_the_command_line_takes_fields_and_settings_of_the_model_from_the_run(
 ) -> None:
     given = ["train", "--data", newer_folder, "--run", tmp_path / "run", "--epochs", 1, "--from", tiny_run.run_dir]
     done = CliRunner().invoke(app, [*map(str, given), "--json"], catch_exceptions=False)
-    assert json.loads(done.stdout)["epoch"] == 1
+    assert json.loads(done.stdout)["epoch"] in (0, 1), "the better of the two"
     assert read_run(tmp_path / "run")["config"]["model"] == asdict(tiny_run.config.model)
     assert read_run(tmp_path / "run")["from"]["run"] == str(tiny_run.run_dir)
+
+
+def test_what_a_run_begins_from_is_kept_if_no_epoch_is_better(tiny_run: TinyRun, tmp_path: Path) -> None:
+    """A learning rate that destroys the weights: on the same data nothing can be better than before."""
+    config = replace(tiny_run.config, epochs=2, learning_rate=5.0, warmup_steps=0, patience=2)
+    model = train_run(tmp_path / "run", tiny_run.folder, tiny_run.data, config, begin_from=tiny_run.run_dir)
+    lines = read_metrics(tmp_path / "run")
+    assert [line["epoch"] for line in lines] == [0, 1, 2]
+    assert best_epoch(tmp_path / "run")["epoch"] == 0
+    assert lines[0]["validation_ndcg@10"] == pytest.approx(ranking_metrics(
+        ranks_of_targets(tiny_run.model, tiny_run.data, "validation"))["ndcg@10"])  # fmt: skip
+    for name, value in tiny_run.model.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value)
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 10_000
