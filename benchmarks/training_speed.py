@@ -1,6 +1,7 @@
 """How fast does training go, and what does a second process add? Tokens per second and utilisation, per process count.
 
-    python -m frontrow.benchmarks.training_speed [--processes 1 2] [--d-model 512] [--batch-tokens N] → training-speed
+    python -m frontrow.benchmarks.training_speed [--processes 1 2] [--d-model 512] [--batch-tokens N]
+        → results/training-speed.json; of another size, results/training-speed-<d-model>.json
 
 MovieLens-100K, the recipe's settings; one epoch a run, in turns, after one that is not counted; validation is not part
 of it. On a CPU each process has one thread (or OMP_NUM_THREADS), so that two processes are two cores; on GPUs each has
@@ -57,7 +58,7 @@ def markdown(found: dict[str, Any]) -> str:
     lines = [
         f"{found['data']}, d_model {found['d_model']}, {found['batch_tokens']:,} tokens a batch, on {found['device']}; "
         f"median of {len(found['runs'][0]['rounds'])} epochs in turns. Utilisation: the share of a large matrix "
-        "product's rate.",
+        "product's rate just before, which on shared cores may be below its best.",
         "",
         "| processes | threads each | tokens/s | utilisation | against one process |",
         "|---|---|---|---|---|",
@@ -72,6 +73,7 @@ def markdown(found: dict[str, Any]) -> str:
 
 
 def main(processes: list[int], d_model: int, batch_tokens: int) -> None:
+    replace(TrainConfig().model, d_model=d_model)  # raises ValueError for one that no model has
     command = "python -m frontrow.benchmarks.training_speed --processes " + " ".join(map(str, processes))
     fetch_movielens_100k(FOLDER)
     measured(processes[0], d_model, batch_tokens)
@@ -93,7 +95,8 @@ def main(processes: list[int], d_model: int, batch_tokens: int) -> None:
         **provenance(f"{command} --d-model {d_model} --batch-tokens {batch_tokens}"),
     }
     print(markdown(content))
-    print(write_result("training-speed", content))
+    usual = d_model == TrainConfig().model.d_model
+    print(write_result("training-speed" if usual else f"training-speed-{d_model}", content))
 
 
 if __name__ == "__main__":

@@ -158,6 +158,8 @@ def _in_seconds(file: Path, table: pa.Table) -> pa.Table:
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         raise DataError(f"{file}: column 'timestamp' has type {column.type}; give seconds since 1970 as int64")
     last = pc.max(column).as_py()  # type: ignore[attr-defined]
+    if last is not None and math.isinf(last):
+        raise DataError(f"{file}: column 'timestamp' has {last}; give seconds since 1970")
     if last is not None and last > _MILLISECONDS_FROM:
         unit = "milliseconds, divide by 1000" if last < 1e14 else "microseconds, divide by 1000000"
         raise DataError(f"{file}: column 'timestamp' has {last}, which looks like {unit}; give seconds since 1970")

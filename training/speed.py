@@ -29,7 +29,7 @@ def training_flops(model: FoundationModel, offsets: Tensor) -> float:
 @torch.no_grad()
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations per second of a large matrix product on this device, the best of several, now: what
-    utilisation is a share of."""
+    utilisation is a share of. On a host that others share it may be less than training gets later."""
     size = 8192 if device.type == "cuda" else 1024
     generator = torch.Generator(device).manual_seed(0)  # its own: training draws from torch's
     a = torch.randn(size, size, device=device, dtype=dtype, generator=generator)

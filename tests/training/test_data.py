@@ -86,6 +86,7 @@ def test_genres_of_the_title_are_joined_to_its_events(tmp_path: Path) -> None:
         ),
         (table((1, 1_700_000_000_000, 10)), {}, ["events.parquet", "'timestamp' has 1700000000000", "milliseconds"]),
         (table((1, 1_700_000_000_000_000, 10)), {}, ["events.parquet", "microseconds"]),
+        (table((1, 1, 10)) | {"timestamp": [math.inf]}, {}, ["events.parquet", "'timestamp' has inf; give seconds"]),
         (table((1, 1, 10)) | {"timestamp": ["today"]}, {}, ["events.parquet", "'timestamp' has type string"]),
         ({"member_id": [1], "timestamp": [1]}, {}, ["events.parquet", "what.entity_id"]),
         (table((1, 1, 10)), EMPTY, ["titles.parquet", "has no titles"]),
