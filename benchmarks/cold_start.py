@@ -256,7 +256,7 @@ def draw(found: dict[str, Any], file: Path) -> None:
 
     parts = list(_parts(found))
     figure, axes = plt.subplots(1, len(parts), figsize=(6.5 * len(parts), 3.8), layout="constrained", squeeze=False)
-    for axis, (name, words, by_dropout) in zip(axes[0], parts, strict=True):
+    for axis, (_, words, by_dropout) in zip(axes[0], parts, strict=True):
         runs = by_dropout[str(found["id_dropout"])]
         for i, by in enumerate(RANKED_BY):
             each = [run["among_new"][by][f"hr@{CUTOFF}"] for run in runs]
@@ -265,7 +265,7 @@ def draw(found: dict[str, Any], file: Path) -> None:
         axis.set_yticks(range(len(RANKED_BY)), [text.replace(", ", ",\n") for text in RANKED_BY.values()], fontsize=8)
         axis.invert_yaxis()
         axis.set_xlabel("HR@10 among new titles (dots: seeds)")
-        axis.set_title(words + (" (simulated)" if name == "world" else ""))
+        axis.set_title(words)
         axis.grid(axis="x", alpha=0.3)
     figure.savefig(file, dpi=120)
     plt.close(figure)
