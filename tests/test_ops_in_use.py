@@ -46,7 +46,7 @@ def test_training_embeds_events_and_titles_by_the_op_and_back(tiny_model: Founda
     model = copy.deepcopy(tiny_model).train()
     batch = next(iter(training_batches(tiny_data, 16, 200, seed=0, epoch=0)))
     with Ops() as ops:
-        model.heads.total(model(batch.tokens, batch.offsets, batch.targets)).backward()
+        model.heads.total(model(batch.tokens, batch.offsets, batch.targets, batch.times)).backward()
     forward, back = ["frontrow::event_embedding"] * 2, ["frontrow::event_embedding_backward"] * 2
     assert ops.names == forward + back
 
