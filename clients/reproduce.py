@@ -31,7 +31,10 @@ def run_reproduce(
     """Trains, prints and writes. Raises ValueError for what does not go together."""
     name = name or (interactions.stem if interactions else None)
     if name is None or (name in SEEDS) == (interactions is not None):
-        raise ValueError(f"give one of {', '.join(SEEDS)}, or --interactions FILE and a name that is not one of them")
+        raise ValueError(
+            f"give one of {', '.join(SEEDS)}, or --interactions FILE and a name that is not one of them: "
+            "frontrow reproduce NAME --interactions FILE"
+        )
     if titles is not None and interactions is None:
         raise ValueError("--titles goes with --interactions")
     given = read_interactions(interactions, titles) if interactions else None
