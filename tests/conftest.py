@@ -18,6 +18,8 @@ import pytest
 import torch
 from frontrow.foundation.model import FoundationModel, ModelConfig
 from frontrow.foundation.schema import default_schema
+from frontrow.serving.homepage import HomepageEngine
+from frontrow.serving.store import Store
 from frontrow.training.data import DataError, Dataset, load_dataset, write_dataset
 from frontrow.training.export import export_bundle
 from frontrow.training.movielens import fetch_movielens_100k
@@ -132,3 +134,15 @@ def movielens() -> Path:
         return fetch_movielens_100k(folder)
     except DataError as error:
         pytest.skip(f"MovieLens-100K: {error}")
+
+
+@pytest.fixture(scope="module")
+def store(tiny_bundle: Path) -> Store:
+    """The tiny bundle, opened to be served."""
+    return Store.open(tiny_bundle)
+
+
+@pytest.fixture
+def engine(store: Store) -> HomepageEngine:
+    """An engine of its own on that store."""
+    return HomepageEngine(store)

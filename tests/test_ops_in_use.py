@@ -37,11 +37,6 @@ class Ops(TorchDispatchMode):
         return op(*args, **(kwargs or {}))
 
 
-@pytest.fixture(scope="module")
-def store(tiny_bundle: Path) -> Store:
-    return Store.open(tiny_bundle)
-
-
 def test_training_embeds_events_and_titles_by_the_op_and_back(tiny_model: FoundationModel, tiny_data: Dataset) -> None:
     model = copy.deepcopy(tiny_model).train()
     batch = next(iter(training_batches(tiny_data, 16, 200, seed=0, epoch=0)))

@@ -126,13 +126,12 @@ def train(
     carried = {} if start is None else start.trained
     trained = {name: torch.from_numpy(v | carried.get(name, False)) for name, v in trained_values(data).items()}
     rate_of_device = matmul_rate(device, mixed_precision(device) or torch.float32)
-    state = _State()
     if resume and (run_dir / "checkpoint.pt").is_file():
         state = _load_checkpoint(run_dir / "checkpoint.pt", model, optimizer, rank, world, config)
-    if start is not None and state.epoch == 0:  # it may be better than what training makes of it
-        validation = _validate(model, data, rank, world)
-        state.best = validation["ndcg@10"]
-        state.history = [_line(0, 0.0, (0.0, 0.0), 0.0, {}, validation)]
+    elif start is not None:
+        state = _before_any_step(_validate(model, data, rank, world))
+    else:
+        state = _State()
     while state.epoch < config.epochs and state.epoch - state.best_epoch < config.patience:
         started = time.monotonic()
         batches = list(
@@ -238,6 +237,12 @@ class _State:
     best: float = -1.0
     best_epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+
+
+def _before_any_step(validation: Mapping[str, float]) -> _State:
+    """Of a warm start, whose weights may be better than what training makes of them."""
+    line = _line(0, 0.0, (0.0, 0.0), 0.0, {}, validation)
+    return _State(best=validation["ndcg@10"], history=[line])
 
 
 def is_first_process() -> bool:

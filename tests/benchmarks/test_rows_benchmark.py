@@ -20,11 +20,6 @@ from frontrow.training.world_population import GENRES
 
 
 @pytest.fixture(scope="module")
-def store(tiny_bundle: Path) -> Store:
-    return Store.open(tiny_bundle)
-
-
-@pytest.fixture(scope="module")
 def ranked(store: Store) -> list[Ranked]:
     engine = HomepageEngine(store)
     requests = [PageRequest(int(m)) for m in store.bundle.member_ids[:6]]

@@ -64,7 +64,8 @@ def test_numpy_integers_are_integers():
 
 
 def test_the_largest_values_are_accepted():
-    sent(member_id=2**63 - 1, rows=MAX_ROWS, titles=MAX_TITLES, exclude=[2**63 - 1])
+    inputs = sent(member_id=2**63 - 1, rows=MAX_ROWS, titles=MAX_TITLES, exclude=[2**63 - 1])
+    assert (inputs["member_id"].item(), inputs["exclude"].tolist()) == (2**63 - 1, [[2**63 - 1]])
 
 
 @pytest.mark.parametrize(

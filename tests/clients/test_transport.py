@@ -311,7 +311,7 @@ def test_a_server_on_this_host_is_reached_whatever_proxy_is_set(
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
-    GrpcTransport(served[0]).infer("catalogue", OFFSET, timeout_s=5)
+    assert GrpcTransport(served[0]).infer("catalogue", OFFSET, timeout_s=5)
 
 
 # Several servers behind one name

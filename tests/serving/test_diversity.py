@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,11 +14,6 @@ from frontrow.serving.store import Store
 from frontrow.training.beyond_accuracy import within
 
 NOW = 1_720_000_000.0
-
-
-@pytest.fixture(scope="module")
-def store(tiny_bundle: Path) -> Store:
-    return Store.open(tiny_bundle)
 
 
 def with_dial(store: Store, **dial: float) -> HomepageEngine:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,16 +23,6 @@ from wire_cases import BAD_REQUESTS, Bad, public_events, texts
 
 NOW = 1_720_000_000.0
 UNKNOWN_MEMBER = 999_999
-
-
-@pytest.fixture(scope="module")
-def store(tiny_bundle: Path) -> Store:
-    return Store.open(tiny_bundle)
-
-
-@pytest.fixture
-def engine(store: Store) -> HomepageEngine:
-    return HomepageEngine(store)
 
 
 def pages(engine: HomepageEngine, *requests: PageRequest) -> list[Page]:

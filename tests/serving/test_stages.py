@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from frontrow.serving.homepage import HomepageEngine
 from frontrow.serving.requests import RequestError
 from frontrow.serving.store import Store
-
-
-@pytest.fixture(scope="module")
-def store(tiny_bundle: Path) -> Store:
-    return Store.open(tiny_bundle)
-
-
-@pytest.fixture
-def engine(store: Store) -> HomepageEngine:
-    return HomepageEngine(store)
 
 
 def test_the_stages_alone_refuse_what_does_not_fit(engine: HomepageEngine) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -19,16 +18,6 @@ from wire_cases import public_events, texts
 
 NOW = 1_720_000_000.0
 SEARCH, LIKE_THIS = SURFACES["search"], SURFACES["more_like_this"]
-
-
-@pytest.fixture(scope="module")
-def store(tiny_bundle: Path) -> Store:
-    return Store.open(tiny_bundle)
-
-
-@pytest.fixture
-def engine(store: Store) -> HomepageEngine:
-    return HomepageEngine(store)
 
 
 def asking(surface: str, member: int = 1000, size: int = 20, context: Any = None, **more: Any) -> PageRequest:
